@@ -1,0 +1,15 @@
+//! The CPU backend of `consonance`: exact neighborhood search, sub-clusters, weighted contrastive losses and
+//! ranking, without ever writing the query × key matrix.
+//!
+//! Every family takes plain slices wrapped as [`Rows`], checks them, and returns owned vectors. Storage may be
+//! `f32`, `f16` or `bf16`; statistics are `f32` or wider. Results are the same bits for any number of threads,
+//! and a row's result does not depend on the other rows of the batch: every output has one owner, tiles are
+//! counted from the first key, and partial results merge in a fixed order.
+
+mod error;
+pub mod rows;
+pub mod simd;
+pub mod tile;
+
+pub use error::{Error, Result};
+pub use rows::{Elements, Rows};

@@ -1,0 +1,1 @@
+//! Backward-compatible training methods as Candle modules, with neighborhood consensus first.

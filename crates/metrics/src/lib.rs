@@ -1,0 +1,1 @@
+//! Retrieval and compatibility metrics, as tables, CSV and SVG plots.

@@ -1,0 +1,1 @@
+//! The definitions of every family of consonance, in f64, as plain loops: slow and obviously right.
