@@ -1,15 +1,22 @@
 //! Matrix products of tiles that fit the cache, on the thread that asks for them.
 //!
 //! The shape of a call must not change an element's bits, or a row's result would depend on its neighbors.
-//! `gemm` sums every element over the shared dimension in one order as long as it takes its blocked path, which
-//! it does for more than a few rows and columns; owners therefore pad their tiles to at least [`MIN_SIDE`]
-//! rows and columns, and the tests compare bits over shapes.
+//! `gemm` sums every element over the shared dimension in one order as long as it takes its blocked path with
+//! the same depth of block. Three cases leave that path: a single row or column (vector kernels), at most 256
+//! results of contiguous operands (horizontal sums), and, for a shared dimension above 512, results of at most
+//! 64 × 64 (another depth). Owners therefore pad their tiles of scores to [`MIN_ROWS`] × [`MIN_COLS`] at least
+//! and sum over at most [`MAX_DEPTH`] keys at a time; the tests compare bits over shapes.
 
 use gemm::Parallelism;
 
-/// The smallest number of rows and of columns of a product: below, `gemm` takes vector paths that sum in
-/// another order.
-pub const MIN_SIDE: usize = 16;
+/// The smallest number of rows of a tile of scores whose bits do not depend on the tile's shape.
+pub const MIN_ROWS: usize = 4;
+
+/// The smallest number of columns of a tile of scores whose bits do not depend on the tile's shape.
+pub const MIN_COLS: usize = 65;
+
+/// The largest number of keys that one [`accumulate`] sums over in an order that its shape does not change.
+pub const MAX_DEPTH: usize = 512;
 
 /// One operand or result: `data[i * row + j * col]`.
 #[derive(Clone, Copy)]
@@ -96,12 +103,12 @@ mod tests {
 
     #[test]
     fn an_element_has_the_same_bits_in_every_shape() {
-        for d in [1, 7, 64, 128, 513, 1024] {
+        for d in [1, 2, 3, 7, 64, 128, 513, 1024] {
             let (m, n) = (200, 300);
             let (x, y) = (values(m * d, 1), values(n * d, 2));
             let mut whole = vec![0.0; m * n];
             scores((m, n, d), (&x, d), (&y, d), (&mut whole, n));
-            for (rows, cols) in [(16, 300), (200, 16), (17, 33), (16, 16), (64, 256), (128, 17)] {
+            for (rows, cols) in [(4, 300), (200, 65), (17, 66), (4, 65), (64, 256), (128, 67), (64, 65)] {
                 let mut part = vec![0.0; rows * cols];
                 let (i0, j0) = (m - rows, n - cols);
                 scores((rows, cols, d), (&x[i0 * d..], d), (&y[j0 * d..], d), (&mut part, cols));
@@ -122,7 +129,7 @@ mod tests {
         let mut whole = values(m * d, 5);
         let start = whole.clone();
         accumulate((m, n, d), (&p, n), (&y, d), (&mut whole, d));
-        for rows in [16, 17, 64, 100] {
+        for rows in [4, 5, 16, 17, 64, 100] {
             let mut part = start[..rows * d].to_vec();
             accumulate((rows, n, d), (&p, n), (&y, d), (&mut part, d));
             assert!(part.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{rows} rows");
