@@ -1,1 +1,3 @@
 //! The definitions of every family of consonance, in f64, as plain loops: slow and obviously right.
+
+pub mod contrast;
