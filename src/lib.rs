@@ -1,1 +1,12 @@
-//! consonance.
+//! Exact neighborhood search, sub-clusters and weighted contrastive losses for training embeddings that stay
+//! comparable with the ones already stored.
+//!
+//! The operations take and return Candle tensors, run on the CPU, and never write a query × key matrix.
+
+#[cfg(feature = "candle")]
+mod error;
+#[cfg(feature = "candle")]
+mod ops;
+
+#[cfg(feature = "candle")]
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! The operations on Candle tensors, one file per family.
+
+pub(crate) mod view;
