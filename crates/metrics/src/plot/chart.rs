@@ -22,7 +22,7 @@ pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
 pub(super) const QUIET: RGBColor = RGBColor(115, 115, 115);
 pub(super) const GRID: RGBColor = RGBColor(228, 228, 228);
 
-const COLORS: [RGBColor; 7] = [
+const COLORS: [RGBColor; 10] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -30,6 +30,9 @@ const COLORS: [RGBColor; 7] = [
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
     RGBColor(0, 0, 0),
+    RGBColor(136, 34, 85),
+    RGBColor(51, 34, 136),
+    RGBColor(153, 153, 51),
 ];
 
 /// Errors of the drawing library, which are all about the backend: drawing to memory has none to expect.
@@ -46,7 +49,7 @@ pub(super) struct Look {
 
 impl Look {
     pub(super) fn of(series: usize) -> Self {
-        // The shape changes with every series too: seven colors and four shapes repeat only after 28.
+        // The shape changes with every series too: ten colors and four shapes repeat only after 20.
         Self { color: COLORS[series % COLORS.len()], shape: series % 4 }
     }
 

@@ -4,8 +4,8 @@
 //! text in it, in the viewer's own sans-serif font: no font is needed to build the crate or to draw.
 //!
 //! Series are told apart by color and by the shape of their marks, so that the plots can be read without seeing color and
-//! in print. The colors are those of Okabe and Ito ("Color Universal Design", 2008), without the yellow that is too light
-//! for a line on white.
+//! in print. The first seven colors are those of Okabe and Ito ("Color Universal Design", 2008), without the yellow that is
+//! too light for a line on white; wine, indigo and olive of Paul Tol's muted scheme follow.
 
 mod chart;
 mod compare;
