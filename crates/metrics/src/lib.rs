@@ -37,7 +37,7 @@ pub use error::{Error, Result};
 pub use files::write_atomically;
 pub use flips::NegativeFlips;
 pub use matrix::CompatibilityMatrix;
-pub use refresh::{Drop, RefreshCurve};
+pub use refresh::{RefreshCurve, RefreshDrop};
 pub use report::{Better, Cell, Column, Report};
 pub use roc::{OperatingPoint, Roc};
 pub use summary::Summary;

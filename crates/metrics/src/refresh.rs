@@ -16,7 +16,7 @@ pub struct RefreshCurve {
 
 /// A fall of the curve from one point to a later one.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Drop {
+pub struct RefreshDrop {
     /// The fraction at which it starts.
     pub from: f64,
     /// The fraction at which it ends.
@@ -155,13 +155,13 @@ impl RefreshCurve {
     }
 
     /// The deepest fall from any point to a later one, or `None` for a non-decreasing curve. Of equal falls it is the first.
-    pub fn largest_drop(&self) -> Option<Drop> {
+    pub fn largest_drop(&self) -> Option<RefreshDrop> {
         let mut peak = self.points[0];
-        let mut largest: Option<Drop> = None;
+        let mut largest: Option<RefreshDrop> = None;
         for &(fraction, metric) in &self.points[1..] {
             let depth = peak.1 - metric;
             if depth > largest.map_or(0.0, |drop| drop.depth) {
-                largest = Some(Drop { from: peak.0, to: fraction, depth });
+                largest = Some(RefreshDrop { from: peak.0, to: fraction, depth });
             }
             if metric >= peak.1 {
                 peak = (fraction, metric);
@@ -197,7 +197,7 @@ mod tests {
         // It falls in two steps, 0.5 → 0.375 → 0.25, and a little later: the whole fall counts.
         let points = vec![(0.0, 0.5), (0.25, 0.375), (0.5, 0.25), (0.75, 0.5), (0.875, 0.4375), (1.0, 0.75)];
         let dip = RefreshCurve::new(points).unwrap();
-        assert_eq!(dip.largest_drop(), Some(Drop { from: 0.0, to: 0.5, depth: 0.25 }));
+        assert_eq!(dip.largest_drop(), Some(RefreshDrop { from: 0.0, to: 0.5, depth: 0.25 }));
         assert!(!dip.is_non_decreasing(0.125) && dip.is_non_decreasing(0.25));
         assert!(!dip.is_non_decreasing(f64::NAN));
     }
