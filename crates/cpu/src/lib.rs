@@ -7,7 +7,9 @@
 //! counted from the first key, and partial results merge in a fixed order.
 
 mod error;
+pub mod neighbors;
 pub mod rows;
+mod screen;
 pub mod simd;
 pub mod tile;
 

@@ -75,6 +75,69 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     )
 }
 
+/// ‖a − b‖² from the differences, in 16 fused lanes, folded by a fixed tree.
+///
+/// Both slices have the same length; the longer one's rest would be ignored.
+#[inline(always)]
+pub fn squared_distance_inline(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    let (ac, bc) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (ar, br) = (ac.remainder(), bc.remainder());
+    for (x, y) in ac.zip(bc) {
+        for i in 0..LANES {
+            let difference = x[i] - y[i];
+            lanes[i] = difference.mul_add(difference, lanes[i]);
+        }
+    }
+    for (i, (x, y)) in ar.iter().zip(br).enumerate() {
+        let difference = x - y;
+        lanes[i] = difference.mul_add(difference, lanes[i]);
+    }
+    fold(lanes)
+}
+
+/// ‖x‖² in f64: no finite `f32` row overflows, and only a row of zeros gives 0. Not finite when `x` is not.
+#[inline(always)]
+pub fn squared_norm_inline(x: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for i in 0..LANES {
+            lanes[i] = f64::from(x[i]).mul_add(f64::from(x[i]), lanes[i]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = f64::from(*x).mul_add(f64::from(*x), *lane);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// [`squared_norm_inline`] behind one dispatch.
+pub fn squared_norm(x: &[f32]) -> f64 {
+    dispatch(
+        #[inline(always)]
+        || squared_norm_inline(x),
+    )
+}
+
+/// `x *= alpha` with the factor and the product in f64, rounded once.
+#[inline(always)]
+pub fn scale_f64_inline(alpha: f64, x: &mut [f32]) {
+    for x in x {
+        *x = (f64::from(*x) * alpha) as f32;
+    }
+}
+
 /// `y += alpha * x`, one fused operation an element.
 #[inline(always)]
 pub fn axpy_inline(alpha: f32, x: &[f32], y: &mut [f32]) {

@@ -1,0 +1,351 @@
+//! One block of queries against its keys: screen, score the survivors, keep the best.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use rayon::prelude::*;
+
+use super::Metric;
+use super::list::{self, Lists};
+use crate::Rows;
+use crate::screen::{Aligned, Kernel, MAX_QUERIES, Margin, Size};
+
+/// Up to this many queries, every pair is scored right away: packing the keys would cost more than it saves.
+const DIRECT: usize = 4;
+/// Elements of a tile of keys: with its packed copy it stays in a core's second-level cache.
+const TILE_ELEMENTS: usize = 64 * 1024;
+/// Elements of a block of queries.
+const BLOCK_ELEMENTS: usize = 1024 * 1024;
+/// Bytes of the lists of a block, for one worker.
+const BLOCK_LIST_BYTES: usize = 8 * 1024 * 1024;
+
+/// A block of queries and the keys that they search, as positions in [`Search::query_order`] and
+/// [`Search::key_order`].
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    pub(super) queries: Range<usize>,
+    pub(super) keys: Range<usize>,
+}
+
+/// A key that takes part cannot be compared: not finite, of norm zero, or so large that a score overflows.
+#[derive(Debug)]
+pub(super) struct BadKey;
+
+/// What all blocks share.
+pub(super) struct Search<'a> {
+    pub(super) kernel: &'static Kernel,
+    pub(super) metric: Metric,
+    pub(super) k: usize,
+    pub(super) queries: Rows<'a>,
+    pub(super) bank: Rows<'a>,
+    /// The queries in the order of the blocks; as they come when `None`.
+    pub(super) query_order: Option<&'a [u32]>,
+    /// The keys that may be found, in the order of the blocks; all of them, as they come, when `None`.
+    pub(super) key_order: Option<&'a [u32]>,
+    /// Ids of queries and keys: a key with the query's id is left out.
+    pub(super) ids: Option<(&'a [u32], &'a [u32])>,
+    pub(super) margin: Margin,
+}
+
+/// The queries of a block, converted, scaled and packed.
+struct Panels {
+    rows: Vec<f32>,
+    packed: Aligned,
+    /// Row numbers in the batch.
+    ids: Vec<usize>,
+    sizes: Vec<(Size, f64)>,
+    largest: Size,
+}
+
+/// A tile of keys, converted, scaled and packed.
+struct Tile<'a> {
+    /// Converted rows; empty when the bank's rows are used in place.
+    rows: Vec<f32>,
+    in_place: Option<&'a [f32]>,
+    packed: Aligned,
+    /// What a screening sum starts from, per key, padded to whole panels.
+    start: Vec<f32>,
+    /// Key numbers in the bank.
+    ids: Vec<usize>,
+    largest: Size,
+}
+
+/// One worker's state.
+struct Worker {
+    lists: Lists,
+    /// Screening thresholds, padded to whole panels with +∞.
+    thresholds: Vec<f32>,
+}
+
+impl<'a> Search<'a> {
+    /// Cuts `queries` into blocks of about equal size that fit the caches.
+    pub(super) fn blocks(&self, queries: Range<usize>, keys: Range<usize>) -> impl Iterator<Item = Block> {
+        let most = (BLOCK_ELEMENTS / self.bank.cols().max(1)).min(BLOCK_LIST_BYTES / list::bytes(self.k));
+        let count = queries.len().div_ceil(most.clamp(8 * MAX_QUERIES, 4096)).max(1);
+        let rows = queries.len().div_ceil(count).max(1);
+        queries
+            .clone()
+            .step_by(rows)
+            .map(move |from| Block { queries: from..(from + rows).min(queries.end), keys: keys.clone() })
+    }
+
+    /// The number of the query at a position.
+    pub(super) fn query(&self, position: usize) -> usize {
+        self.query_order.map_or(position, |order| order[position] as usize)
+    }
+
+    /// The number of the key at a position.
+    pub(super) fn key(&self, position: usize) -> usize {
+        self.key_order.map_or(position, |order| order[position] as usize)
+    }
+
+    /// The entries of the block's queries, `k` each, nearest first, 0 where there are fewer.
+    ///
+    /// Workers take the tiles from a common counter and share the floors of their lists. Which worker meets
+    /// which key, and when it learns of a floor, changes how many pairs are scored but not which entries are the
+    /// best, so the result does not depend on the number of threads.
+    pub(super) fn run(&self, block: &Block) -> Result<Vec<u64>, BadKey> {
+        let panels = self.pack_queries(block);
+        let tile_keys = self.tile_keys(block);
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let floors: Vec<AtomicU64> = block.queries.clone().map(|_| AtomicU64::new(0)).collect();
+        let workers = rayon::current_num_threads().min(block.keys.len().div_ceil(tile_keys));
+        let lists: Vec<Lists> = (0..workers)
+            .into_par_iter()
+            .with_max_len(1)
+            .filter_map(|_| {
+                let mut worker: Option<Worker> = None;
+                let mut tile = self.tile(tile_keys);
+                loop {
+                    let from = block.keys.start + next.fetch_add(1, Relaxed) * tile_keys;
+                    if from >= block.keys.end || failed.load(Relaxed) {
+                        return worker.map(|worker| worker.lists);
+                    }
+                    let worker = worker.get_or_insert_with(|| self.worker(&panels));
+                    let range = from..(from + tile_keys).min(block.keys.end);
+                    match self.load(&mut tile, range, panels.ids.len() > DIRECT) {
+                        Ok(()) if self.can_overflow(panels.largest, tile.largest) => {
+                            failed.store(true, Relaxed)
+                        }
+                        Ok(()) if panels.ids.len() > DIRECT => self.screen(worker, &panels, &tile, &floors),
+                        Ok(()) => self.score_all(worker, &panels, &tile, &floors),
+                        Err(BadKey) => failed.store(true, Relaxed),
+                    }
+                }
+            })
+            .collect();
+        if failed.into_inner() {
+            return Err(BadKey);
+        }
+        let mut out = vec![0u64; panels.ids.len() * self.k];
+        out.par_chunks_mut(self.k)
+            .with_min_len(16)
+            .enumerate()
+            .for_each(|(row, out)| list::merge(&lists, row, out));
+        Ok(out)
+    }
+
+    /// Whether a score of rows of these sizes could leave the range of `f32`.
+    pub(super) fn can_overflow(&self, query: Size, key: Size) -> bool {
+        match self.metric {
+            Metric::InnerProduct => query.norm * key.norm > 1e38,
+            Metric::Cosine => false,
+            Metric::SquaredL2 => (query.norm + key.norm).powi(2) > 1e38,
+        }
+    }
+
+    /// Scales a row for the cosine and measures it.
+    ///
+    /// # Errors
+    /// [`BadKey`] when it is not finite, or of norm zero and a direction is needed.
+    pub(super) fn measure(&self, row: &mut [f32]) -> Result<(Size, f64), BadKey> {
+        let squared = self.kernel.squared_norm(row);
+        if !squared.is_finite() {
+            return Err(BadKey);
+        }
+        if self.metric != Metric::Cosine {
+            return Ok((Size::of_squared_norm(squared), squared));
+        }
+        if squared == 0.0 {
+            return Err(BadKey);
+        }
+        self.kernel.scale(1.0 / squared.sqrt(), row);
+        // Every element is rounded once, so the norm is 1 to within 2⁻²⁴ and what underflow takes away.
+        Ok((Size::of_squared_norm(1.000_001), 1.0))
+    }
+
+    fn tile_keys(&self, block: &Block) -> usize {
+        let panel = self.kernel.keys;
+        let most = (TILE_ELEMENTS / self.bank.cols().max(1)).clamp(panel, 32 * panel);
+        // At least four tiles a worker where there are enough keys, so that they finish together.
+        let shares = 4 * rayon::current_num_threads();
+        most.min(block.keys.len().div_ceil(shares)).max(1).next_multiple_of(panel)
+    }
+
+    fn pack_queries(&self, block: &Block) -> Panels {
+        let (dim, panel) = (self.queries.cols(), self.kernel.queries);
+        let ids: Vec<usize> = block.queries.clone().map(|position| self.query(position)).collect();
+        let mut rows = vec![0.0; ids.len() * dim];
+        let mut sizes = Vec::with_capacity(ids.len());
+        for (id, row) in ids.iter().zip(rows.chunks_exact_mut(dim.max(1))) {
+            self.queries.load_row(*id, row);
+            // The caller has checked the queries.
+            sizes.push(self.measure(row).unwrap_or_default());
+        }
+        let largest = sizes.iter().fold(Size::default(), |largest, (size, _)| largest.max(*size));
+        let length = self.kernel.query_panel(dim);
+        let mut packed = Aligned::default();
+        if ids.len() > DIRECT {
+            packed = Aligned::zeros(ids.len().div_ceil(panel) * length);
+            for (rows, packed) in rows.chunks(panel * dim).zip(packed.as_mut_slice().chunks_mut(length)) {
+                self.kernel.pack_queries(dim, rows.chunks_exact(dim), packed);
+            }
+        }
+        Panels { rows, packed, ids, sizes, largest }
+    }
+
+    fn worker(&self, panels: &Panels) -> Worker {
+        let rows = panels.ids.len();
+        let padded = rows.next_multiple_of(self.kernel.queries);
+        Worker { lists: Lists::new(rows, self.k), thresholds: vec![f32::INFINITY; padded] }
+    }
+
+    fn tile(&self, keys: usize) -> Tile<'a> {
+        let dim = self.bank.cols();
+        let in_place = self.bank.as_f32().filter(|_| self.metric != Metric::Cosine);
+        Tile {
+            rows: if in_place.is_some() { Vec::new() } else { vec![0.0; keys * dim] },
+            in_place,
+            packed: Aligned::default(),
+            start: vec![0.0; keys],
+            ids: Vec::with_capacity(keys),
+            largest: Size::default(),
+        }
+    }
+
+    fn load(&self, tile: &mut Tile<'a>, range: Range<usize>, pack: bool) -> Result<(), BadKey> {
+        let (dim, panel) = (self.bank.cols(), self.kernel.keys);
+        tile.ids.clear();
+        tile.ids.extend(range.map(|position| self.key(position)));
+        tile.largest = Size::default();
+        tile.start.fill(0.0);
+        for (r, id) in tile.ids.iter().enumerate() {
+            let (size, squared) = match tile.in_place {
+                Some(x) => {
+                    let squared = self.kernel.squared_norm(&x[id * self.bank.stride()..][..dim]);
+                    if !squared.is_finite() {
+                        return Err(BadKey);
+                    }
+                    (Size::of_squared_norm(squared), squared)
+                }
+                None => {
+                    let row = &mut tile.rows[r * dim..][..dim];
+                    self.bank.load_row(*id, row);
+                    self.measure(row)?
+                }
+            };
+            tile.largest = tile.largest.max(size);
+            if self.metric == Metric::SquaredL2 {
+                tile.start[r] = (-0.5 * squared) as f32;
+            }
+        }
+        if pack {
+            let length = self.kernel.key_panel(dim);
+            let needed = tile.ids.len().div_ceil(panel) * length;
+            let mut packed = std::mem::take(&mut tile.packed);
+            if packed.as_slice().len() < needed {
+                packed = Aligned::zeros(tile.start.len() / panel * length);
+            }
+            for (p, out) in packed.as_mut_slice()[..needed].chunks_exact_mut(length.max(1)).enumerate() {
+                let keys = p * panel..tile.ids.len().min((p + 1) * panel);
+                self.kernel.pack_keys(dim, keys.map(|r| tile.row(r, dim, self.bank.stride())), out);
+            }
+            tile.packed = packed;
+        }
+        Ok(())
+    }
+
+    /// The screening threshold of a row against a tile.
+    fn threshold(&self, lists: &Lists, panels: &Panels, row: usize, tile: &Tile<'_>) -> f32 {
+        let (size, squared) = panels.sizes[row];
+        let score = list::floor_score(self.metric, lists.floor(row));
+        self.margin.threshold(self.metric, score, size, squared, tile.largest)
+    }
+
+    fn screen(&self, worker: &mut Worker, panels: &Panels, tile: &Tile<'_>, floors: &[AtomicU64]) {
+        let (dim, kernel) = (self.bank.cols(), self.kernel);
+        for (row, floor) in floors.iter().enumerate() {
+            worker.lists.raise(row, floor);
+            worker.thresholds[row] = self.threshold(&worker.lists, panels, row, tile);
+        }
+        let mut masks = [0u32; MAX_QUERIES];
+        let (query_panels, key_panels) =
+            (panels.packed.as_slice().chunks_exact(kernel.query_panel(dim)), kernel.key_panel(dim));
+        for (first, queries) in (0..).step_by(kernel.queries).zip(query_panels) {
+            if first >= panels.ids.len() {
+                break;
+            }
+            for from in (0..tile.ids.len()).step_by(kernel.keys) {
+                let keys = &tile.packed.as_slice()[from / kernel.keys * key_panels..][..key_panels];
+                let thresholds = &worker.thresholds[first..][..kernel.queries];
+                if !kernel.screen(dim, queries, keys, &tile.start[from..], thresholds, &mut masks) {
+                    continue;
+                }
+                let valid = u32::MAX >> (32 - (tile.ids.len() - from).min(kernel.keys));
+                for (row, mask) in (first..panels.ids.len()).zip(&masks[..kernel.queries]) {
+                    let mut mask = mask & valid;
+                    while mask != 0 {
+                        let key = from + mask.trailing_zeros() as usize;
+                        mask &= mask - 1;
+                        if self.offer(&mut worker.lists, panels, tile, (row, key), &floors[row]) {
+                            worker.thresholds[row] = self.threshold(&worker.lists, panels, row, tile);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn score_all(&self, worker: &mut Worker, panels: &Panels, tile: &Tile<'_>, floors: &[AtomicU64]) {
+        for (row, floor) in floors.iter().enumerate() {
+            worker.lists.raise(row, floor);
+            for key in 0..tile.ids.len() {
+                self.offer(&mut worker.lists, panels, tile, (row, key), floor);
+            }
+        }
+    }
+
+    /// Scores one pair and offers it to the row's list; says whether the row's floor has risen.
+    #[inline]
+    fn offer(
+        &self,
+        lists: &mut Lists,
+        panels: &Panels,
+        tile: &Tile<'_>,
+        (row, key): (usize, usize),
+        floor: &AtomicU64,
+    ) -> bool {
+        let id = tile.ids[key];
+        if self.ids.is_some_and(|(queries, keys)| queries[panels.ids[row]] == keys[id]) {
+            return false;
+        }
+        let dim = self.bank.cols();
+        let (x, y) = (&panels.rows[row * dim..][..dim], tile.row(key, dim, self.bank.stride()));
+        let score = match self.metric {
+            Metric::InnerProduct | Metric::Cosine => self.kernel.dot(x, y),
+            Metric::SquaredL2 => self.kernel.squared_distance(x, y),
+        };
+        // The caller has checked that key numbers fit u32.
+        lists.offer(row, list::entry(self.metric, score, id as u32), floor)
+    }
+}
+
+impl Tile<'_> {
+    #[inline]
+    fn row(&self, r: usize, dim: usize, stride: usize) -> &[f32] {
+        match self.in_place {
+            Some(x) => &x[self.ids[r] * stride..][..dim],
+            None => &self.rows[r * dim..][..dim],
+        }
+    }
+}

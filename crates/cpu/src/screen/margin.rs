@@ -1,0 +1,78 @@
+//! How far the sums of a screening kernel can lie from the scores that decide.
+
+use crate::neighbors::Metric;
+
+/// Half a unit in the last place of an `f32` next to 1.
+const UNIT: f64 = 5.960_464_477_539_063e-8;
+
+/// The size of a row: what error bounds need to know of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Size {
+    /// An upper bound of the Euclidean norm.
+    pub(crate) norm: f64,
+}
+
+impl Size {
+    /// The size of rows that are at most as large as either.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self { norm: self.norm.max(other.norm) }
+    }
+
+    /// The size of a row with this squared norm, computed in f64.
+    pub(crate) fn of_squared_norm(squared: f64) -> Self {
+        Self { norm: squared.sqrt() * (1.0 + 1e-9) }
+    }
+}
+
+/// Bounds for vectors of one dimension.
+///
+/// With u = 2⁻²⁴ and γₙ = n·u/(1 − n·u), a sum of n products in any order, fused or not, errs by at most
+/// γₙ Σ|x_d y_d| ≤ γₙ‖x‖‖y‖ (Higham, section 3.1, and Cauchy-Schwarz). A screening sum starts from one more
+/// term; the score that decides has its own error of the same form. Underflow adds at most 2⁻¹⁵⁰ an operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Margin {
+    /// Relative error of a screening sum and a deciding score together.
+    relative: f64,
+    /// What underflow can add.
+    absolute: f64,
+}
+
+impl Margin {
+    /// The bounds of dimension `dim`.
+    pub(crate) fn new(dim: usize) -> Self {
+        let dim = dim as f64;
+        // γ of dim + 2 for the screen and of dim / 16 + 8 for the score, with room for the roundings of the
+        // threshold itself; 1.1 covers 1 / (1 − n·u) up to dimensions of a million.
+        Self { relative: 1.1 * (dim + dim / 16.0 + 16.0) * UNIT, absolute: (dim + 8.0) * 3e-45 }
+    }
+
+    /// The screening threshold: every pair whose deciding score is `score` or nearer has a screening sum of at
+    /// least this. `score` is the worst one that still matters, −∞ (+∞ for squared L2) when all do.
+    ///
+    /// The screening sum is ⟨x, y⟩ for the inner product and the cosine, ⟨x, y⟩ − ‖y‖²/2 for squared L2: from
+    /// ‖x − y‖² ≤ t follows ⟨x, y⟩ − ‖y‖²/2 ≥ (‖x‖² − t)/2.
+    pub(crate) fn threshold(
+        &self,
+        metric: Metric,
+        score: f32,
+        query: Size,
+        squared_norm: f64,
+        keys: Size,
+    ) -> f32 {
+        let score = f64::from(score);
+        if !score.is_finite() {
+            return f32::NEG_INFINITY;
+        }
+        let bound = match metric {
+            Metric::InnerProduct | Metric::Cosine => {
+                score - self.relative * (query.norm * keys.norm + score.abs()) - self.absolute
+            }
+            Metric::SquaredL2 => {
+                let size = query.norm * query.norm + keys.norm * keys.norm + score;
+                0.5 * (squared_norm - score) - self.relative * size - self.absolute
+            }
+        };
+        // Rounding to f32 may go up by half a unit: step below it.
+        (bound - bound.abs() * 2.0 * UNIT - 3e-45) as f32
+    }
+}
