@@ -6,7 +6,11 @@
 #[cfg(feature = "candle")]
 mod error;
 #[cfg(feature = "candle")]
+mod files;
+#[cfg(feature = "candle")]
 mod ops;
 
 #[cfg(feature = "candle")]
 pub use error::{Error, Result};
+#[cfg(feature = "candle")]
+pub use ops::bank::{Bank, Entries};

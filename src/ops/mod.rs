@@ -1,3 +1,4 @@
 //! The operations on Candle tensors, one file per family.
 
+pub(crate) mod bank;
 pub(crate) mod view;

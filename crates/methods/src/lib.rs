@@ -1,1 +1,27 @@
 //! Backward-compatible training methods as Candle modules, with neighborhood consensus first.
+//!
+//! A method adds its terms to the loss that trains the new model alone, so that embeddings of the new model can be
+//! compared with the stored embeddings of the old one. All methods answer to one trait, [`CompatibleMethod`], and
+//! are built by name from a [`MethodConfig`] and the old embeddings of the training images, an [`OldBank`].
+//!
+//! Each method is in its published form with its published defaults; its module states the formula and the source.
+//! [`Procrustes`] is the post-hoc adapter that needs no training of the new model at all.
+
+mod bct;
+mod classes;
+mod classifier;
+mod dimensions;
+mod error;
+mod l2;
+mod method;
+mod procrustes;
+mod tensors;
+
+pub use bct::{Bct, BctConfig, BctTargets};
+pub use classes::ClassMeans;
+pub use classifier::{CosineClassifier, CosineClassifierConfig, Margin};
+pub use dimensions::{DimensionMatch, fit, match_dimensions};
+pub use error::{Error, Result};
+pub use l2::{L2, L2Config, L2Form};
+pub use method::{Batch, CompatibleMethod, MethodConfig, OldBank, State, Terms, build};
+pub use procrustes::Procrustes;
