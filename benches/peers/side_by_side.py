@@ -53,7 +53,11 @@ def main():
             if family in benches:
                 sides.append(lambda: criterion(family, options, environment))
             for side in sides if number % 2 == 0 else reversed(sides):
-                results.update(side())
+                try:
+                    results.update(side())
+                except subprocess.CalledProcessError as error:
+                    # The table will say "not measured"; the other families' time is not thrown away.
+                    say(f"{family}: {error}")
         rounds.append(results)
         say(f"round {number + 1} of {options.rounds} done")
     text = document(families, rounds, options, load_before)
