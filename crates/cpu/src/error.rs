@@ -65,7 +65,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// A [`Error::Shape`].
-    pub fn shape(op: &'static str, argument: &'static str, got: &[usize], expected: impl Into<String>) -> Self {
+    pub fn shape(
+        op: &'static str,
+        argument: &'static str,
+        got: &[usize],
+        expected: impl Into<String>,
+    ) -> Self {
         Self::Shape { op, argument, got: got.to_vec(), expected: expected.into() }
     }
 

@@ -75,12 +75,7 @@ impl<'a> Rows<'a> {
     ) -> Result<Self> {
         let elements = elements.into();
         if rows.checked_mul(cols) != Some(elements.len()) {
-            return Err(Error::shape(
-                op,
-                argument,
-                &[elements.len()],
-                format!("{rows} x {cols} elements"),
-            ));
+            return Err(Error::shape(op, argument, &[elements.len()], format!("{rows} x {cols} elements")));
         }
         Ok(Self { elements, rows, cols, stride: cols })
     }
@@ -168,16 +163,19 @@ impl<'a> Rows<'a> {
         let first = (0..self.rows)
             .into_par_iter()
             .with_min_len(256)
-            .map_init(|| vec![0.0f32; self.cols], |buffer, row| {
-                let finite = match self.elements {
-                    Elements::F32(x) => simd::all_finite(&x[row * self.stride..][..self.cols]),
-                    _ => {
-                        self.load_row(row, buffer);
-                        simd::all_finite(buffer)
-                    }
-                };
-                (!finite).then_some(row)
-            })
+            .map_init(
+                || vec![0.0f32; self.cols],
+                |buffer, row| {
+                    let finite = match self.elements {
+                        Elements::F32(x) => simd::all_finite(&x[row * self.stride..][..self.cols]),
+                        _ => {
+                            self.load_row(row, buffer);
+                            simd::all_finite(buffer)
+                        }
+                    };
+                    (!finite).then_some(row)
+                },
+            )
             .find_first(|row| row.is_some())
             .flatten();
         match first {

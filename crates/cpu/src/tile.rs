@@ -25,7 +25,15 @@ struct View {
     col: usize,
 }
 
-fn product(m: usize, n: usize, k: usize, c: (&mut [f32], usize), a: (&[f32], View), b: (&[f32], View), add: bool) {
+fn product(
+    m: usize,
+    n: usize,
+    k: usize,
+    c: (&mut [f32], usize),
+    a: (&[f32], View),
+    b: (&[f32], View),
+    add: bool,
+) {
     if m == 0 || n == 0 {
         return;
     }
@@ -98,7 +106,9 @@ mod tests {
     use super::*;
 
     fn values(n: usize, seed: u32) -> Vec<f32> {
-        (0..n as u32).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) >> 8) as f32 / 8_388_608.0 - 1.0).collect()
+        (0..n as u32)
+            .map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) >> 8) as f32 / 8_388_608.0 - 1.0)
+            .collect()
     }
 
     #[test]

@@ -1,0 +1,94 @@
+//! The column pass: the keys' gradient, one owner per tile of keys.
+//!
+//! ∂/∂y_j Σ_i g_i L_i = Σ_i (g_i/τ_i) c_ij x_i with c_ij = mass_i p_ij − a_ij (times q_ij when the positives are left
+//! out): the tile of coefficients is built with the targets already subtracted, in f32, and one product adds it.
+
+use rayon::prelude::*;
+
+use crate::{simd, tile};
+
+use super::exponentials::exponentials;
+use super::plan::Plan;
+use super::positives::softplus_and_sigmoid;
+use super::targets::{Scratch, load_block, range};
+use super::{Forward, Problem, TILE};
+
+/// Queries of one step: a fixed grid from query 0, so that the order of every sum is the same for any threads.
+const STEP: usize = 256;
+
+pub(super) fn key_gradients(problem: &Problem<'_>, plan: &Plan, forward: &Forward, g: &[f32]) -> Vec<f32> {
+    let (n, d) = (problem.keys.rows(), problem.keys.cols());
+    let mut out = vec![0.0f32; n * d];
+    out.par_chunks_mut(TILE * d).enumerate().filter(|(t, _)| plan.occupied[*t]).for_each_init(
+        || Scratch::new(STEP),
+        |scratch, (t, out)| tile_gradients(problem, plan, forward, g, t, scratch, out),
+    );
+    out
+}
+
+fn tile_gradients(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    forward: &Forward,
+    g: &[f32],
+    t: usize,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let (b, d, width) = (problem.queries.rows(), problem.keys.cols(), plan.width);
+    let keys = range(t, problem.keys.rows());
+    let mut gradient = vec![0.0f32; TILE * width];
+    let (mut subtracted, mut old_query, mut old_key) = (Vec::new(), Vec::new(), Vec::new());
+    let tile = scratch.tile(&problem.keys, plan, t);
+    for first in (0..b).step_by(STEP) {
+        let rows = first..(first + STEP).min(b);
+        let x = load_block(&problem.queries, rows.clone(), STEP, width);
+        tile::scores((STEP, TILE, width), (&x, width), (tile.keys, tile.stride), (tile.scores, TILE));
+        for (r, scores) in tile.scores.chunks_exact_mut(TILE).enumerate() {
+            let row = first + r;
+            let weight = g.get(row).map_or(0.0, |g| g * plan.inverse_temperature[row]);
+            if weight == 0.0 || !forward.counted[row] {
+                scores.fill(0.0);
+                continue;
+            }
+            let (scale, lse) = (plan.inverse_temperature[row], forward.log_sum_exp[row]);
+            if let Some(a) = &problem.pairs.affinity {
+                old_query.resize(a.queries.cols(), 0.0);
+                a.queries.load_row(row, &mut old_query);
+            }
+            subtracted.clear();
+            plan.each_positive(problem, row, keys.clone(), |j, base| {
+                let w = plan.weight(problem, &old_query, row, j, base, &mut old_key);
+                let mut a = weight * forward.inverse_normalizer[row] * w;
+                if plan.positives_left_out {
+                    let score = scores[j - keys.start] * scale;
+                    a *= softplus_and_sigmoid(f64::from(lse) - f64::from(score)).1 as f32;
+                }
+                subtracted.push((j - keys.start, a));
+            });
+            plan.mask(problem, row, keys.clone(), scores);
+            if lse > f32::NEG_INFINITY {
+                let mass = weight * forward.mass[row];
+                simd::dispatch(
+                    #[inline(always)]
+                    || {
+                        exponentials(scores, tile.bias, scale, lse);
+                        scores.iter_mut().for_each(|p| *p *= mass);
+                    },
+                );
+            } else {
+                scores.fill(0.0);
+            }
+            subtracted.iter().for_each(|(j, a)| scores[*j] -= a);
+        }
+        tile::accumulate_transposed(
+            (STEP, TILE, width),
+            (tile.scores, TILE),
+            (&x, width),
+            (&mut gradient, width),
+        );
+    }
+    for (out, gradient) in out.chunks_exact_mut(d).zip(gradient.chunks_exact(width)) {
+        out.copy_from_slice(&gradient[..d]);
+    }
+}
