@@ -14,3 +14,8 @@ mod ops;
 pub use error::{Error, Result};
 #[cfg(feature = "candle")]
 pub use ops::bank::{Bank, Entries};
+#[cfg(feature = "candle")]
+pub use ops::contrast::{
+    AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Temperature, contrast,
+    contrast_symmetric,
+};

@@ -31,6 +31,9 @@ pub(crate) const OP: &str = "contrast";
 /// of at most 512 is one block of `gemm`'s sums whatever the other sides are.
 const TILE: usize = 512;
 
+/// Rows of a block and dimensions are padded to this many: fewer take another path of `gemm`, with other bits.
+const SIDE: usize = 16;
+
 /// Tiles of one split: partial results of splits merge in the order of the keys, whoever computed them.
 const SPLIT: usize = 16;
 

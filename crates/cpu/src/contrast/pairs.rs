@@ -81,12 +81,12 @@ pub struct Pairs<'a> {
     pub rule: Rule<'a>,
     /// Weights of the positives, beside the lists' own.
     pub affinity: Option<Affinity<'a>>,
-    /// `[B]`; 0: the row is no anchor.
-    pub anchors: Option<&'a [u8]>,
-    /// `[N]`; 0: the key is in no numerator and no denominator.
-    pub valid: Option<&'a [u8]>,
-    /// `[N]`; 0: the key is nobody's positive.
-    pub credible: Option<&'a [u8]>,
+    /// `[B]`; false: the row is no anchor.
+    pub anchors: Option<&'a [bool]>,
+    /// `[N]`; false: the key is in no numerator and no denominator.
+    pub valid: Option<&'a [bool]>,
+    /// `[N]`; false: the key is nobody's positive.
+    pub credible: Option<&'a [bool]>,
     /// `[N]`, u_j ≥ 0.
     pub denominator_weights: Option<&'a [f32]>,
     /// Ids of queries `[B]` and keys `[N]`: pairs of equal id are in no numerator and no denominator.

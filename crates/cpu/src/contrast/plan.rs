@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::{Error, Result, Rows, rows::Elements, simd, tile::MIN_SIDE};
+use crate::{Error, Result, Rows, rows::Elements, simd};
 
 use super::index::{Index, within};
-use super::{AffinityMap, OP, OtherPositives, Problem, Rule, TILE};
+use super::{AffinityMap, OP, OtherPositives, Problem, Rule, SIDE, TILE};
 
 /// Scores up to this size need no running maximum: e⁶⁰ · 10⁸ keys · [`LARGEST_PLAIN_NORM`] fits an `f32`, and
 /// e⁻⁶⁰ is far above the smallest normal.
@@ -17,7 +17,7 @@ const LARGEST_PLAIN_NORM: f64 = 1e3;
 /// A checked problem with its derived data: O(B + N) numbers, shared by the forward and the backward pass.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The dimension of tiles in memory: at least [`MIN_SIDE`].
+    /// The dimension of tiles in memory: at least [`SIDE`].
     pub(super) width: usize,
     /// 1/τ_i, one a query.
     pub(super) inverse_temperature: Vec<f32>,
@@ -150,7 +150,7 @@ impl Plan {
         }
         pairs.check(b, n)?;
 
-        let valid = |j: usize| pairs.valid.is_none_or(|v| v[j] != 0);
+        let valid = |j: usize| pairs.valid.is_none_or(|v| v[j]);
         let longest_key = largest_norm(keys, "keys", valid)?;
         largest_norm(queries, "queries", |_| true)?;
         let bias = bias(problem);
@@ -170,9 +170,8 @@ impl Plan {
         let any = |f: &dyn Fn(usize) -> bool| -> Vec<bool> {
             (0..n.div_ceil(TILE)).map(|t| (t * TILE..((t + 1) * TILE).min(n)).any(f)).collect()
         };
-        let eligible = (pairs.valid.is_some() || pairs.credible.is_some()).then(|| {
-            (0..n).map(|j| valid(j) && pairs.credible.is_none_or(|c| c[j] != 0)).collect::<Vec<_>>()
-        });
+        let eligible = (pairs.valid.is_some() || pairs.credible.is_some())
+            .then(|| (0..n).map(|j| valid(j) && pairs.credible.is_none_or(|c| c[j])).collect::<Vec<_>>());
         let can = |j: usize| eligible.as_ref().is_none_or(|e| e[j]);
         let labels = match pairs.rule {
             Rule::Labels { keys, .. } => Some(Index::new(keys, can)),
@@ -183,7 +182,7 @@ impl Plan {
             None => None,
         };
         Ok(Self {
-            width: d.max(MIN_SIDE),
+            width: d.max(SIDE),
             inverse_temperature,
             plain,
             live: any(&|j| bias.as_ref().is_none_or(|u| u[j] > f32::NEG_INFINITY)),
@@ -218,7 +217,7 @@ impl Plan {
         mut f: impl FnMut(usize, f32),
     ) {
         let pairs = &problem.pairs;
-        if pairs.anchors.is_some_and(|a| a[row] == 0) {
+        if pairs.anchors.is_some_and(|a| !a[row]) {
             return;
         }
         let mut visit = |key: usize, weight: f32| {
@@ -325,7 +324,7 @@ fn bias(problem: &Problem<'_>) -> Option<Vec<f32>> {
         return None;
     }
     let value = |j: usize| match (pairs.valid, pairs.denominator_weights) {
-        (Some(valid), _) if valid[j] == 0 => f32::NEG_INFINITY,
+        (Some(valid), _) if !valid[j] => f32::NEG_INFINITY,
         (_, Some(u)) => u[j].ln(),
         _ => 0.0,
     };

@@ -5,13 +5,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::simd;
-use crate::tile::{self, MIN_SIDE};
+use crate::tile;
 
 use super::exponentials::{exponential, exponentials, largest};
 use super::plan::Plan;
 use super::positives::{Row, Targets};
 use super::targets::{Scratch, load_block, range};
-use super::{Forward, Problem, SPLIT, TILE};
+use super::{Forward, Problem, SIDE, SPLIT, TILE};
 
 /// Rows of one block at most: what keeps the products efficient and the scores inside the second-level cache.
 const BLOCK: usize = 256;
@@ -121,7 +121,7 @@ fn sweep(
 
 /// Rows of a block: enough blocks for the threads, none larger than [`BLOCK`]. Bits do not depend on it.
 fn block_rows(queries: usize) -> usize {
-    queries.div_ceil(rayon::current_num_threads()).next_multiple_of(MIN_SIDE).clamp(MIN_SIDE, BLOCK)
+    queries.div_ceil(rayon::current_num_threads()).next_multiple_of(SIDE).clamp(SIDE, BLOCK)
 }
 
 pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Forward {
@@ -136,7 +136,7 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Fo
         .into_par_iter()
         .map(|at| {
             let rows = at * size..((at + 1) * size).min(b);
-            let padded = rows.len().next_multiple_of(MIN_SIDE);
+            let padded = rows.len().next_multiple_of(SIDE);
             let block = Block { x: load_block(&problem.queries, rows.clone(), padded, width), padded, rows };
             let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
             let total = if wave == 1 {
