@@ -3,8 +3,6 @@
 mod data;
 mod pairs;
 
-use std::sync::Arc;
-
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use consonance_cpu::{Rows, contrast as cpu};
 

@@ -111,7 +111,7 @@ fn sweep(
             },
         );
         if gradients {
-            let shape = (block.padded, width, TILE);
+            let shape = (block.padded, TILE, width);
             let out = (&mut partial.weighted[..], width);
             tile::accumulate(shape, (tile.scores, TILE), (tile.keys, tile.stride), out);
         }

@@ -1,0 +1,4 @@
+//! The contrastive loss on tensors: golden values, the f64 reference within a bound derived beforehand, bits, errors.
+
+#[path = "contrast/golden.rs"]
+mod golden;
