@@ -100,8 +100,13 @@ impl Split {
 
     /// The images whose labels satisfy `keep`, in the same order. Pixels are shared, not copied.
     pub fn filter(&self, keep: impl Fn(&Item) -> bool) -> Self {
-        let (items, positions) =
-            self.items.iter().zip(&self.positions).filter(|(item, _)| keep(item)).map(|(i, p)| (*i, *p)).unzip();
+        let (items, positions) = self
+            .items
+            .iter()
+            .zip(&self.positions)
+            .filter(|(item, _)| keep(item))
+            .map(|(i, p)| (*i, *p))
+            .unzip();
         Self { items, positions, pixels: Arc::clone(&self.pixels), image_bytes: self.image_bytes }
     }
 }
@@ -166,7 +171,8 @@ impl Dataset {
 
     /// Whether `query` and `gallery` are the same images in the same order, so that one pass embeds both.
     pub fn query_is_gallery(&self) -> bool {
-        Arc::ptr_eq(&self.query.pixels, &self.gallery.pixels) && self.query.positions == self.gallery.positions
+        Arc::ptr_eq(&self.query.pixels, &self.gallery.pixels)
+            && self.query.positions == self.gallery.positions
     }
 
     /// Bytes of one image: height · width · 3.

@@ -14,7 +14,8 @@ use crate::{Dataset, Error, Identity, Item, Result, Role, Split, order_key};
 
 const MARKET: [&str; 3] = ["bounding_box_train", "query", "bounding_box_test"];
 const VERI: [&str; 3] = ["image_train", "image_query", "image_test"];
-const MSMT_LISTS: [&[&str]; 3] = [&["list_train.txt", "list_val.txt"], &["list_query.txt"], &["list_gallery.txt"]];
+const MSMT_LISTS: [&[&str]; 3] =
+    [&["list_train.txt", "list_val.txt"], &["list_query.txt"], &["list_gallery.txt"]];
 const MSMT_FOLDERS: [[&str; 2]; 3] =
     [["train", "mask_train_v2"], ["test", "mask_test_v2"], ["test", "mask_test_v2"]];
 const EXPECTED: &str = "the layout of Market-1501: `bounding_box_train`, `query`, `bounding_box_test`";
@@ -161,7 +162,8 @@ impl Source {
             }
         }
         if photos.is_empty() {
-            let expected = format!("jpg or png images with names {}", if self.msmt { MSMT_NAME } else { MARKET_NAME });
+            let expected =
+                format!("jpg or png images with names {}", if self.msmt { MSMT_NAME } else { MARKET_NAME });
             return Err(Error::EmptyFolder { path: self.origin, expected });
         }
         Ok(photos)
@@ -261,7 +263,9 @@ fn msmt_list(dir: &Path, split: usize) -> Result<Source> {
             continue;
         }
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        files.extend(text.lines().filter_map(|line| line.split_whitespace().next()).map(|name| folder.join(name)));
+        files.extend(
+            text.lines().filter_map(|line| line.split_whitespace().next()).map(|name| folder.join(name)),
+        );
     }
     files.sort_unstable();
     Ok(Source { origin: dir.join(MSMT_LISTS[split][0]), files, msmt: true })
@@ -293,10 +297,13 @@ fn read_all(photos: &[Photo], options: &MarketOptions<'_>, step: &(dyn Fn() + Sy
 
 fn read(path: &Path, options: &MarketOptions<'_>, out: &mut [u8]) -> Result<()> {
     let failed = |error| match error {
-        ImageError::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => Error::io(path, source),
+        ImageError::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
+            Error::io(path, source)
+        }
         source => Error::Image { path: path.to_path_buf(), source },
     };
-    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| Error::io(path, e))?;
+    let reader =
+        ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|e| Error::io(path, e))?;
     let image = reader.decode().map_err(failed)?.into_rgb8();
     let (width, height) = (options.width as u32, options.height as u32);
     if image.dimensions() == (width, height) {

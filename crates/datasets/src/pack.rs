@@ -143,7 +143,8 @@ impl Pack {
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend((header.len() as u32).to_le_bytes());
         bytes.extend((stream.len() as u64).to_le_bytes());
-        let digest = Sha256::new().chain_update(&bytes).chain_update(&header).chain_update(&stream).finalize();
+        let digest =
+            Sha256::new().chain_update(&bytes).chain_update(&header).chain_update(&stream).finalize();
         bytes.extend(digest);
         bytes.extend(header);
         bytes.extend(stream);
@@ -166,7 +167,8 @@ impl Pack {
     /// The reason, for a message that names the file.
     pub fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, String> {
         if !bytes.starts_with(&MAGIC) {
-            let hint = if bytes.starts_with(b"version https://git-lfs") { " (a Git LFS pointer)" } else { "" };
+            let hint =
+                if bytes.starts_with(b"version https://git-lfs") { " (a Git LFS pointer)" } else { "" };
             return Err(format!("it does not begin with the pack's signature{hint}"));
         }
         if bytes.len() < BODY {
@@ -179,7 +181,10 @@ impl Pack {
         let (header_bytes, stream_bytes) = (little_endian(&bytes[12..16]), little_endian(&bytes[16..24]));
         let expected = (BODY as u64).saturating_add(header_bytes).saturating_add(stream_bytes);
         if bytes.len() as u64 != expected {
-            return Err(format!("it has {} bytes, expected {expected}; it was cut or appended to", bytes.len()));
+            return Err(format!(
+                "it has {} bytes, expected {expected}; it was cut or appended to",
+                bytes.len()
+            ));
         }
         let digest = Sha256::new().chain_update(&bytes[..PREFIX]).chain_update(&bytes[BODY..]).finalize();
         if digest[..] != bytes[PREFIX..BODY] {
@@ -227,7 +232,12 @@ impl Header {
             ));
         }
         if let Some(style) = self.styles.iter().find(|style| style.family as usize >= self.families.len()) {
-            return Err(format!("style `{}` has family {} of {}", style.name, style.family, self.families.len()));
+            return Err(format!(
+                "style `{}` has family {} of {}",
+                style.name,
+                style.family,
+                self.families.len()
+            ));
         }
         let in_range = |image: &PackedImage| {
             (image.identity as usize) < self.identities.len() && (image.style as usize) < self.styles.len()
