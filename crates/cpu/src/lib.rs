@@ -7,6 +7,7 @@
 //! counted from the first key, and partial results merge in a fixed order.
 
 pub mod contrast;
+pub mod clusters;
 mod error;
 pub mod neighbors;
 pub mod rows;

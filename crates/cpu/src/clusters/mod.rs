@@ -1,0 +1,290 @@
+//! Sub-clusters: k-means inside every class at once, and over everything as one class.
+//!
+//! Lloyd's algorithm (Lloyd 1982) with k-means++ starts, Euclidean or on the sphere (spherical k-means, Dhillon
+//! and Modha 2001). Classes are ragged and their rows may come in any order. Every class is a problem of its own:
+//! its numbers depend on its rows, its label and the options, never on which other classes are there.
+
+mod lloyd;
+mod nearest;
+pub mod philox;
+pub(crate) mod points;
+pub(crate) mod segments;
+mod start;
+
+use rayon::prelude::*;
+
+use self::{
+    lloyd::{Outcome, Stop},
+    philox::Draws,
+    points::{Points, checked_norms},
+    segments::Segments,
+};
+use crate::{Error, Result, Rows};
+
+const OP: &str = "sub_clusters";
+
+/// What the distance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Geometry {
+    /// Rows as they are, squared Euclidean distance.
+    Euclidean,
+    /// Rows and centroids as unit vectors: the largest cosine wins, and ‖x − c‖² = 2 − 2 cos.
+    #[default]
+    Spherical,
+}
+
+/// How many clusters a class gets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Count<'a> {
+    /// The same number for every class.
+    Fixed(usize),
+    /// One number per class, classes by ascending label.
+    PerClass(&'a [usize]),
+    /// clip(round(√(n/2)), 1, `max`) for a class of n rows.
+    SquareRoot {
+        /// The upper limit; 8 by custom.
+        max: usize,
+    },
+}
+
+/// Where the iterations start.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Start<'a> {
+    /// k-means++ from the seed.
+    PlusPlus {
+        /// The key of the counter-based generator.
+        seed: u64,
+    },
+    /// Distinct rows of the class, all sets equally likely.
+    Random {
+        /// The key of the counter-based generator.
+        seed: u64,
+    },
+    /// These centroids, `[Σ K_c, D]`, class by class by ascending label.
+    Given(Rows<'a>),
+}
+
+/// The choices of [`sub_clusters`].
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// The distance.
+    pub geometry: Geometry,
+    /// The number of clusters; a class with fewer rows gets as many clusters as rows.
+    pub count: Count<'a>,
+    /// The start.
+    pub start: Start<'a>,
+    /// At most this many rounds of assigning and averaging; 0 only assigns to the start.
+    pub max_iterations: usize,
+    /// A class also stops when the squared movement of its centroids, summed, is at most `tolerance` times the
+    /// mean squared distance of its rows from their mean. 0 stops only when no row changes hands.
+    pub tolerance: f64,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            geometry: Geometry::default(),
+            count: Count::SquareRoot { max: 8 },
+            start: Start::PlusPlus { seed: 0 },
+            max_iterations: 50,
+            tolerance: 0.0,
+        }
+    }
+}
+
+/// The sub-clusters of every class. Cluster ids are global: class `c` owns `offsets[c]..offsets[c + 1]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubClusters {
+    /// D.
+    pub dim: usize,
+    /// The distinct labels, ascending; `[0]` for one class over everything.
+    pub labels: Vec<u32>,
+    /// Where the clusters of each class start, `labels.len() + 1` entries.
+    pub offsets: Vec<usize>,
+    /// `[K, D]`; unit rows on the sphere.
+    pub centroids: Vec<f32>,
+    /// Rows of each cluster.
+    pub sizes: Vec<u32>,
+    /// The mean of ‖x − c‖² over the rows of each cluster; 0 for a cluster without rows.
+    pub spread: Vec<f32>,
+    /// The mean of ‖x − c‖ over the rows of each cluster; 0 for a cluster without rows.
+    pub mean_distance: Vec<f32>,
+    /// The cluster of every row: the nearest centroid of its class, ties to the smaller id.
+    pub assignment: Vec<u32>,
+    /// ‖x − c'‖² − ‖x − c‖² for the second nearest centroid c' of the class; +∞ when the class has one cluster.
+    pub margin: Vec<f32>,
+    /// Σ ‖x − c‖² of each class, from the differences, in f64.
+    pub inertia: Vec<f64>,
+    /// The rounds of assigning and averaging that each class took.
+    pub iterations: Vec<u32>,
+}
+
+/// clip(round(√(n/2)), 1, max): the rule for the number of sub-clusters of a class of `n` rows.
+#[must_use]
+pub fn square_root_rule(n: usize, max: usize) -> usize {
+    ((n as f64 / 2.0).sqrt().round() as usize).clamp(1, max.max(1))
+}
+
+/// k-means inside every class of `points` `[N, D]`; `labels` are `N` class labels in any order, with gaps
+/// allowed, or `None` for one class over everything.
+///
+/// Each round gives every row its nearest centroid, gives empty clusters the rows farthest from their own
+/// centroids, and averages; a last assignment makes `assignment`, `sizes`, `spread`, `margin` and `inertia`
+/// those of the returned centroids, so a centroid is its rows' mean up to the last movement. A class with more
+/// clusters than distinct rows may return clusters of size 0 at the place of a duplicate.
+///
+/// Centroids are averaged in f64; nearest centroids are found by f32 products, after a class that lies far from
+/// the origin is shifted to its first row. Beyond the inputs and outputs it takes O(N + K·D) memory.
+///
+/// # Errors
+/// [`Error::Empty`] without rows; [`Error::Shape`] when labels, counts or start do not fit; [`Error::Range`]
+/// for a count of 0, a bad tolerance or rows too large; [`Error::NotFinite`]; [`Error::ZeroNorm`] on the sphere.
+pub fn sub_clusters(points: Rows<'_>, labels: Option<&[u32]>, options: &Options<'_>) -> Result<SubClusters> {
+    let (n, d) = (points.rows(), points.cols());
+    check(&points, labels, options)?;
+    let unit = options.geometry == Geometry::Spherical;
+    let norms = checked_norms(OP, "points", &points, unit)?;
+    let inverse: Option<Vec<f32>> = unit.then(|| norms.iter().map(|x| (1.0 / x.sqrt()) as f32).collect());
+    drop(norms);
+    let segments = labels.map_or_else(|| Segments::single(n), Segments::by_label);
+    let offsets = cluster_offsets(&segments, options.count)?;
+    let k = offsets.last().copied().unwrap_or(0);
+    let given_inverse = check_start(&options.start, k, d, unit)?;
+
+    let outcomes: Vec<Outcome> = (0..segments.len())
+        .into_par_iter()
+        .map(|class| {
+            let mut points = Points::new(&points, segments.members(class), inverse.as_deref());
+            let clusters = offsets[class]..offsets[class + 1];
+            let variance = settle(&mut points, unit);
+            let draws = |seed| Draws::new(seed, segments.labels[class]);
+            let rows = match &options.start {
+                Start::PlusPlus { seed } => start::plus_plus(&points, clusters.len(), &draws(*seed)),
+                Start::Random { seed } => start::random(points.len(), clusters.len(), &draws(*seed)),
+                Start::Given(_) => Vec::new(),
+            };
+            let mut start = vec![0.0f64; clusters.len() * d];
+            let mut buffer = vec![0.0f32; d];
+            for (c, start) in start.chunks_exact_mut(d).enumerate() {
+                if let Start::Given(given) = &options.start {
+                    given.load_row(clusters.start + c, &mut buffer);
+                    let scale = given_inverse.as_ref().map_or(1.0, |inverse| inverse[clusters.start + c]);
+                    let shift = |j: usize| points.shift.as_ref().map_or(0.0, |s| f64::from(s[j]));
+                    start
+                        .iter_mut()
+                        .zip(&buffer)
+                        .enumerate()
+                        .for_each(|(j, (s, x))| *s = f64::from(*x) * scale - shift(j));
+                } else {
+                    let row = points.row(rows[c], &mut buffer);
+                    start.iter_mut().zip(row).for_each(|(s, x)| *s = f64::from(*x));
+                }
+            }
+            let stop = Stop { iterations: options.max_iterations, tolerance: options.tolerance };
+            lloyd::lloyd(&points, &start, unit, stop, variance)
+        })
+        .collect();
+    Ok(gather(n, d, segments, offsets, outcomes))
+}
+
+/// Shifts a class that lies far from the origin compared with its extent to its first row, for there the scores
+/// ⟨x, c⟩ − ‖c‖²/2 would cancel; returns the mean squared distance of the rows from their mean.
+fn settle(points: &mut Points<'_>, unit: bool) -> f64 {
+    let origin = points.row(0, &mut Vec::new()).to_vec();
+    points.settle(None);
+    let (mean, variance) = lloyd::moments(points, &origin);
+    let far: f64 = mean.iter().zip(&origin).map(|(m, o)| (m + f64::from(*o)).powi(2)).sum();
+    if !unit && far > 4.0 * variance {
+        points.settle(Some(origin));
+    }
+    variance
+}
+
+fn check(points: &Rows<'_>, labels: Option<&[u32]>, options: &Options<'_>) -> Result<()> {
+    let (n, d) = (points.rows(), points.cols());
+    if n == 0 {
+        return Err(Error::Empty { op: OP, argument: "points" });
+    }
+    if d == 0 {
+        return Err(Error::shape(OP, "points", &[n, d], "at least one column"));
+    }
+    if n > u32::MAX as usize {
+        return Err(Error::range(OP, "points", format!("{n} rows"), "fewer than 2^32 rows"));
+    }
+    if let Some(labels) = labels.filter(|labels| labels.len() != n) {
+        return Err(Error::shape(OP, "labels", &[labels.len()], format!("[{n}], one label per row")));
+    }
+    if !(options.tolerance.is_finite() && options.tolerance >= 0.0) {
+        return Err(Error::range(OP, "tolerance", options.tolerance, "a finite number, 0 or more"));
+    }
+    Ok(())
+}
+
+fn cluster_offsets(segments: &Segments, count: Count<'_>) -> Result<Vec<usize>> {
+    let zero = |argument| Err(Error::range(OP, argument, 0, "at least one cluster"));
+    match count {
+        Count::Fixed(0) | Count::SquareRoot { max: 0 } => return zero("count"),
+        Count::PerClass(list) if list.len() != segments.len() => {
+            let expected = format!("[{}], one count per class", segments.len());
+            return Err(Error::shape(OP, "count", &[list.len()], expected));
+        }
+        Count::PerClass(list) if list.contains(&0) => return zero("count"),
+        _ => {}
+    }
+    let mut offsets = vec![0];
+    let mut total = 0;
+    for class in 0..segments.len() {
+        let n = segments.members(class).len();
+        total += match count {
+            Count::Fixed(k) => k.min(n),
+            Count::PerClass(list) => list[class].min(n),
+            Count::SquareRoot { max } => square_root_rule(n, max).min(n),
+        };
+        offsets.push(total);
+    }
+    Ok(offsets)
+}
+
+/// The inverse norms of a given start on the sphere.
+fn check_start(start: &Start<'_>, k: usize, d: usize, unit: bool) -> Result<Option<Vec<f64>>> {
+    let Start::Given(given) = start else { return Ok(None) };
+    if (given.rows(), given.cols()) != (k, d) {
+        let expected = format!("[{k}, {d}]: one row per cluster, a class having at most as many as rows");
+        return Err(Error::shape(OP, "start", &[given.rows(), given.cols()], expected));
+    }
+    let norms = checked_norms(OP, "start", given, unit)?;
+    Ok(unit.then(|| norms.iter().map(|x| 1.0 / x.sqrt()).collect()))
+}
+
+fn gather(n: usize, d: usize, segments: Segments, offsets: Vec<usize>, outcomes: Vec<Outcome>) -> SubClusters {
+    let k = offsets.last().copied().unwrap_or(0);
+    let mut all = SubClusters {
+        dim: d,
+        labels: segments.labels.clone(),
+        centroids: Vec::with_capacity(k * d),
+        sizes: Vec::with_capacity(k),
+        spread: Vec::with_capacity(k),
+        mean_distance: Vec::with_capacity(k),
+        assignment: vec![0; n],
+        margin: vec![0.0; n],
+        inertia: Vec::with_capacity(segments.len()),
+        iterations: Vec::with_capacity(segments.len()),
+        offsets,
+    };
+    for (class, one) in outcomes.into_iter().enumerate() {
+        for (i, row) in segments.members(class).iter().enumerate() {
+            all.assignment[*row as usize] = one.assignment[i] + all.offsets[class] as u32;
+            all.margin[*row as usize] = one.margin[i];
+        }
+        all.centroids.extend_from_slice(&one.centroids);
+        all.sizes.extend_from_slice(&one.sizes);
+        all.spread.extend_from_slice(&one.spread);
+        all.mean_distance.extend_from_slice(&one.mean_distance);
+        all.inertia.push(one.inertia);
+        all.iterations.push(one.iterations);
+    }
+    all
+}

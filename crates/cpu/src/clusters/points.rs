@@ -1,0 +1,195 @@
+//! The rows of one class as the clustering reads them: gathered, normalized, shifted, in tiles.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::{Error, Result, Rows, simd};
+
+/// The rows of a tile; tiles are counted from the first row of a class.
+pub(crate) const TILE: usize = 256;
+/// Up to this many elements a class is gathered once and stays in the cache for all iterations.
+const RESIDENT: usize = 128 * 1024;
+
+/// Squared norms in f64, and the checks that go with them.
+///
+/// # Errors
+/// [`Error::NotFinite`]; [`Error::ZeroNorm`] when `unit`; [`Error::Range`] when a squared norm comes near the
+/// largest `f32`, so that no score can overflow.
+pub(crate) fn checked_norms(
+    op: &'static str,
+    argument: &'static str,
+    rows: &Rows<'_>,
+    unit: bool,
+) -> Result<Vec<f64>> {
+    rows.check_finite(op, argument)?;
+    let norms: Vec<f64> = (0..rows.rows())
+        .into_par_iter()
+        .with_min_len(TILE)
+        .map_init(
+            || vec![0.0f32; rows.cols()],
+            |buffer, row| simd::dispatch(#[inline(always)] || squared_norm_inline(row_of(rows, row, buffer))),
+        )
+        .collect();
+    for (row, norm) in norms.iter().enumerate() {
+        if unit && *norm == 0.0 {
+            return Err(Error::ZeroNorm { op, argument, row });
+        }
+        if *norm > f64::from(f32::MAX) / 16.0 {
+            return Err(Error::range(
+                op,
+                argument,
+                format!("a row ({row}) of squared norm {norm:e}"),
+                "squared norms below 2e37, so that no f32 score overflows",
+            ));
+        }
+    }
+    Ok(norms)
+}
+
+/// A row in place when it is `f32`, else converted into `buffer`.
+#[inline(always)]
+pub(crate) fn row_of<'b>(rows: &Rows<'b>, row: usize, buffer: &'b mut [f32]) -> &'b [f32] {
+    match rows.as_f32() {
+        Some(x) => &x[row * rows.stride()..][..rows.cols()],
+        None => {
+            rows.load_row(row, buffer);
+            buffer
+        }
+    }
+}
+
+/// ‖x‖² in eight f64 lanes.
+#[inline(always)]
+pub(crate) fn squared_norm_inline(x: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let chunks = x.chunks_exact(8);
+    let rest = chunks.remainder();
+    for c in chunks {
+        for i in 0..8 {
+            lanes[i] += f64::from(c[i]) * f64::from(c[i]);
+        }
+    }
+    for (i, v) in rest.iter().enumerate() {
+        lanes[i] += f64::from(*v) * f64::from(*v);
+    }
+    fold(lanes)
+}
+
+/// ‖x − c‖² from the differences, in eight f64 lanes: no cancellation when both lie far from the origin.
+#[inline(always)]
+pub(crate) fn squared_distance_inline(x: &[f32], c: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let n = x.len().min(c.len());
+    let (xc, cc) = (x[..n].chunks_exact(8), c[..n].chunks_exact(8));
+    let (xr, cr) = (xc.remainder(), cc.remainder());
+    for (x, c) in xc.zip(cc) {
+        for i in 0..8 {
+            let t = f64::from(x[i]) - f64::from(c[i]);
+            lanes[i] += t * t;
+        }
+    }
+    for (i, (x, c)) in xr.iter().zip(cr).enumerate() {
+        let t = f64::from(*x) - f64::from(*c);
+        lanes[i] += t * t;
+    }
+    fold(lanes)
+}
+
+#[inline(always)]
+fn fold(l: [f64; 8]) -> f64 {
+    ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+}
+
+/// The rows of one class.
+pub(crate) struct Points<'a> {
+    rows: &'a Rows<'a>,
+    members: &'a [u32],
+    /// 1/‖x‖ of every row of `rows`, when rows are read as unit vectors.
+    inverse_norms: Option<&'a [f32]>,
+    /// Subtracted from every row: brings a class that lies far from the origin close to it.
+    pub(crate) shift: Option<Vec<f32>>,
+    /// All rows, dense, when the class is small.
+    resident: Option<Vec<f32>>,
+    in_place: bool,
+}
+
+impl<'a> Points<'a> {
+    pub(crate) fn new(rows: &'a Rows<'a>, members: &'a [u32], inverse_norms: Option<&'a [f32]>) -> Self {
+        let consecutive = members.windows(2).all(|w| w[1] == w[0] + 1);
+        let in_place = consecutive && rows.as_f32().is_some() && inverse_norms.is_none();
+        Self { rows, members, inverse_norms, shift: None, resident: None, in_place }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub(crate) fn dim(&self) -> usize {
+        self.rows.cols()
+    }
+
+    /// Sets the shift, and gathers the class when it is small.
+    pub(crate) fn settle(&mut self, shift: Option<Vec<f32>>) {
+        self.in_place &= shift.is_none();
+        self.shift = shift;
+        if !self.in_place && self.len() * self.dim() <= RESIDENT {
+            let mut all = vec![0.0; self.len() * self.dim()];
+            self.load(0..self.len(), &mut all);
+            self.resident = Some(all);
+        }
+    }
+
+    /// Copies a range of the class into `out`, normalized and shifted.
+    fn load(&self, range: Range<usize>, out: &mut [f32]) {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (i, out) in range.zip(out.chunks_exact_mut(self.dim())) {
+                    let row = self.members[i] as usize;
+                    self.rows.load_row(row, out);
+                    if let Some(inverse) = self.inverse_norms {
+                        out.iter_mut().for_each(|v| *v *= inverse[row]);
+                    }
+                    if let Some(shift) = &self.shift {
+                        out.iter_mut().zip(shift).for_each(|(v, s)| *v -= s);
+                    }
+                }
+            },
+        );
+    }
+
+    /// A range of the class as a matrix and the distance between its rows; `buffer` serves when it must be
+    /// copied.
+    pub(crate) fn tile<'b>(&'b self, range: Range<usize>, buffer: &'b mut Vec<f32>) -> (&'b [f32], usize) {
+        let d = self.dim();
+        if let Some(all) = &self.resident {
+            return (&all[range.start * d..range.end * d], d);
+        }
+        if let (true, Some(x)) = (self.in_place, self.rows.as_f32()) {
+            let first = self.members[range.start] as usize;
+            let stride = self.rows.stride();
+            return (&x[first * stride..(first + range.len() - 1) * stride + d], stride);
+        }
+        buffer.resize(range.len() * d, 0.0);
+        self.load(range, buffer);
+        (buffer, d)
+    }
+
+    /// One row of the class.
+    pub(crate) fn row<'b>(&'b self, i: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
+        self.tile(i..i + 1, buffer).0
+    }
+
+    /// `work` on every tile, in parallel when there are several; results in the order of the tiles.
+    pub(crate) fn for_tiles<R: Send>(&self, work: impl Fn(Range<usize>, &mut Vec<f32>) -> R + Sync) -> Vec<R> {
+        let n = self.len();
+        let range = |t: usize| t * TILE..n.min((t + 1) * TILE);
+        let tiles = n.div_ceil(TILE);
+        if tiles <= 1 {
+            let mut buffer = Vec::new();
+            return (0..tiles).map(|t| work(range(t), &mut buffer)).collect();
+        }
+        (0..tiles).into_par_iter().map_init(Vec::new, |buffer, t| work(range(t), buffer)).collect()
+    }
+}
