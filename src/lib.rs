@@ -18,4 +18,14 @@ pub use ops::bank::{Bank, Entries};
 pub use ops::contrast::{
     AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Temperature, contrast,
     contrast_symmetric,
+pub use {
+    consonance_cpu::{
+        clusters::Geometry,
+        credibility::{Limit, Rule, Scale},
+    },
+    ops::{
+        clusters::{ClusterCount, ClusterStart, SubClusters, SubClustersOptions, sub_clusters},
+        credibility::{Credibility, CredibilityOptions, credibility},
+        soft_assignment::{SoftAffinity, SoftAssignment, SoftAssignmentOptions, soft_assignment},
+    },
 };

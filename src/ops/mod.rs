@@ -2,4 +2,7 @@
 
 pub(crate) mod bank;
 pub(crate) mod contrast;
+pub(crate) mod clusters;
+pub(crate) mod credibility;
+pub(crate) mod soft_assignment;
 pub(crate) mod view;

@@ -8,11 +8,14 @@
 
 pub mod contrast;
 pub mod clusters;
+pub mod credibility;
 mod error;
 pub mod neighbors;
 pub mod rows;
 mod screen;
 pub mod simd;
+pub mod soft_assignment;
+mod sweep;
 pub mod tile;
 
 pub use error::{Error, Result};

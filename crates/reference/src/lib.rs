@@ -1,5 +1,8 @@
 //! The definitions of every family of consonance, in f64, as plain loops: slow and obviously right.
 
 pub mod bank;
+pub mod clusters;
 pub mod contrast;
+pub mod credibility;
 pub mod neighbors;
+pub mod soft_assignment;
