@@ -1,5 +1,6 @@
 //! The credibility filter: the op against the definition, each defect of the published port shown to be absent,
 //! and planted label noise found.
+#![allow(clippy::unwrap_used)] // the helpers of a test may panic as the test may
 
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{
@@ -52,8 +53,7 @@ fn directions(degrees: &[f32]) -> Tensor {
 }
 
 /// Three classes whose mean directions are 0°, 90° and 180°, by pairs about them.
-const ANGLES: [f32; 13] =
-    [5.0, -5.0, 40.0, -40.0, 45.0, -45.0, 90.0, 130.0, 50.0, 180.0, 180.0, 0.0, 90.0];
+const ANGLES: [f32; 13] = [5.0, -5.0, 40.0, -40.0, 45.0, -45.0, 90.0, 130.0, 50.0, 180.0, 180.0, 0.0, 90.0];
 const CLASSES: [u32; 13] = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 0, 1];
 
 fn golden_options() -> CredibilityOptions {
@@ -86,7 +86,8 @@ fn compare(got: &Credibility, truth: &reference::Credibility, d: usize, estimate
         worst = worst.max((f64::from(own[i]) - (-sus).exp()).abs() / (2.0 * delta + rounding));
         if truth.margin[i].is_finite() {
             // Distances of at most 2 on the sphere.
-            worst = worst.max((f64::from(margin[i]) - truth.margin[i]).abs() / (4.0 * 64.0 * (d as f64 + 8.0) * U));
+            worst = worst
+                .max((f64::from(margin[i]) - truth.margin[i]).abs() / (4.0 * 64.0 * (d as f64 + 8.0) * U));
         }
     }
     worst
@@ -152,7 +153,8 @@ fn golden_values_of_three_directions() {
     for (row, golden) in [(0, 0.042464), (6, 0.046213), (2, 0.674178), (4, 0.728043), (7, 0.681526)] {
         assert!((f64::from(entropy[row]) - golden).abs() < 1e-6, "{} against {golden}", entropy[row]);
     }
-    assert_eq!(mask(&got), [1, 1, 0, 0, 0, 0, 1, 0, 0, 1, 1, 1, 1]);
+    // −40° and −45° lie far from 90°, unlike 40° and 45°.
+    assert_eq!(mask(&got), [1, 1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1]);
     assert!((got.entropy_limit.unwrap() - 0.549306).abs() < 1e-6);
 }
 
@@ -174,7 +176,8 @@ fn defect_b_the_threshold_counts_the_outcomes_of_the_distribution() {
     assert_eq!(near.entropy_limit, Some(0.5 * 4f64.ln()));
     for found in [all, near] {
         let limit = found.entropy_limit.unwrap();
-        let truth: Vec<u8> = floats(&found.entropy).iter().map(|h| u8::from(f64::from(*h) <= limit)).collect();
+        let truth: Vec<u8> =
+            floats(&found.entropy).iter().map(|h| u8::from(f64::from(*h) <= limit)).collect();
         assert_eq!(mask(&found), truth);
         assert!(floats(&found.entropy).iter().all(|h| f64::from(*h) <= 2.0 * limit + 1e-5));
     }
@@ -269,7 +272,7 @@ fn defect_h_the_mask_comes_back_row_by_row_as_the_losses_take_it() {
     assert_eq!((found.credible.dtype(), found.credible.dims()), (DType::U8, &[13usize][..]));
     let dropped: Vec<f32> =
         ANGLES.iter().zip(mask(&found)).filter(|(_, kept)| *kept == 0).map(|(a, _)| *a).collect();
-    assert_eq!(dropped, [40.0, -40.0, 45.0, -45.0, 130.0, 50.0]);
+    assert_eq!(dropped, [40.0, 45.0, 130.0, 50.0]);
 }
 
 /// Classes of a few rows from a few styles, one row in ten under another class's label.
@@ -329,7 +332,7 @@ fn planted_label_noise_is_found_by_suspicion_and_not_by_entropy() {
 #[test]
 fn sub_clusters_serve_as_centroids_and_an_outlier_cannot_vouch_for_itself() {
     // Class 0 has two separate sub-clusters; its last row sits among class 1.
-    let x = directions(&[0.0, 2.0, 4.0, 100.0, 102.0, 104.0, 201.0, 200.0, 202.0, 204.0]);
+    let x = directions(&[0.0, 2.0, 4.0, 100.0, 102.0, 104.0, 210.0, 200.0, 202.0, 204.0]);
     let labels = vector(&[0, 0, 0, 0, 0, 0, 0, 1, 1, 1]);
     let options = SubClustersOptions::new().with_count(ClusterCount::PerClass(vec![3, 1]));
     let clusters = sub_clusters(&x, Some(&labels), &options).unwrap();

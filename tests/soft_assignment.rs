@@ -1,4 +1,5 @@
 //! Soft assignment: the op against the definition in f64, within bounds that follow from its arithmetic.
+#![allow(clippy::unwrap_used)] // the helpers of a test may panic as the test may
 
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{Error, Geometry, SoftAffinity, SoftAssignment, SoftAssignmentOptions, soft_assignment};
@@ -54,7 +55,14 @@ fn affinities(kind: usize, k: usize) -> (SoftAffinity, Affinity) {
 /// ‖x‖² + ‖c‖²: there its relative error is at most 64·(D + 8)·u. The square root halves it, so a score is off by
 /// δ = ρ·max|s| with ρ = 64·(D + 8)·u + 8u (unit rows, scales and products are rounded too). Then |δ lse| ≤ δ,
 /// |δH| ≤ Σ p |ln p + H| · 2δ ≤ 4δH, and the sums of a tile add 32u, of which the entropy sees 1 + ln K times.
-fn compare(x: &[f64], c: &[f64], d: usize, affinity: &Affinity, m: Option<usize>, got: &SoftAssignment) -> f64 {
+fn compare(
+    x: &[f64],
+    c: &[f64],
+    d: usize,
+    affinity: &Affinity,
+    m: Option<usize>,
+    got: &SoftAssignment,
+) -> f64 {
     let k = c.len() / d;
     let (lse, entropy) = (floats(&got.log_sum_exp), floats(&got.entropy));
     let (best, top) = (integers(&got.best), floats(&got.best_probability));
@@ -180,7 +188,8 @@ fn views_and_half_precision_give_the_bits_of_their_plain_copies() {
             let copied = soft_assignment(&plain(&x), &plain(&c), &options).unwrap();
             assert_eq!(bits(&soft_assignment(&x, &c, &options).unwrap()), bits(&copied));
         }
-        let copied = soft_assignment(&x.force_contiguous().unwrap(), &c.force_contiguous().unwrap(), &options);
+        let copied =
+            soft_assignment(&x.force_contiguous().unwrap(), &c.force_contiguous().unwrap(), &options);
         assert_eq!(bits(&soft_assignment(&x, &c, &options).unwrap()), bits(&copied.unwrap()));
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use consonance_cpu::{
     clusters::Geometry,
-    credibility::{self as backend, Centers, Limit, Rule, Scale},
+    credibility::{self as backend, Centers, Rule, Scale},
 };
 
 use super::{
@@ -168,9 +168,7 @@ pub fn credibility(points: &Tensor, labels: &Tensor, options: &CredibilityOption
         None => None,
     };
     let centers = match (&options.sub_clusters, &assignment) {
-        (Some(clusters), Some(assignment)) => {
-            Centers::SubClusters { assignment, offsets: &clusters.offsets }
-        }
+        (Some(clusters), Some(assignment)) => Centers::SubClusters { assignment, offsets: &clusters.offsets },
         _ => Centers::Classes,
     };
     let found = backend::credibility(

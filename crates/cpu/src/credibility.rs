@@ -215,9 +215,7 @@ pub fn credibility(points: Rows<'_>, labels: &[u32], options: &Options<'_>) -> R
     let (entropy_limit, suspicion_limit) = match options.rule {
         Rule::Entropy(limit) => (Some(limit.nats(entropy_outcomes)), None),
         Rule::OwnProbability(limit) => (None, Some(limit.nats(segments.len()))),
-        Rule::Both { entropy, own } => {
-            (Some(entropy.nats(entropy_outcomes)), Some(own.nats(segments.len())))
-        }
+        Rule::Both { entropy, own } => (Some(entropy.nats(entropy_outcomes)), Some(own.nats(segments.len()))),
     };
     let found = sweep(
         &rows,
@@ -318,7 +316,8 @@ fn rates(scale: Scale, groups: &Groups, own: &[f64]) -> Result<Rates> {
     let mean = own.iter().sum::<f64>() / own.len().max(1) as f64;
     // Rounding alone gives equal distances a variance of about (2⁻²⁴ d)²; below 10⁻¹² d² it is no scale.
     let usable = |v: f64| v > 1e-12 * mean * mean;
-    let fallback = || [variance(own), 0.01 * mean * mean, 1.0].into_iter().find(|v| usable(*v)).unwrap_or(1.0);
+    let fallback =
+        || [variance(own), 0.01 * mean * mean, 1.0].into_iter().find(|v| usable(*v)).unwrap_or(1.0);
     let shared = || Some(median(known().collect())).filter(|v| usable(*v)).unwrap_or_else(fallback);
     let rates = match scale {
         Scale::SharedDeviation => same(1.0 / shared().sqrt(), false),

@@ -71,7 +71,11 @@ pub struct SoftAssignment {
 /// # Errors
 /// [`Error::Empty`], [`Error::Shape`], [`Error::Range`] for a rate, scale or m that is not positive,
 /// [`Error::NotFinite`], and [`Error::ZeroNorm`] on the sphere.
-pub fn soft_assignment(points: Rows<'_>, centroids: Rows<'_>, options: &Options<'_>) -> Result<SoftAssignment> {
+pub fn soft_assignment(
+    points: Rows<'_>,
+    centroids: Rows<'_>,
+    options: &Options<'_>,
+) -> Result<SoftAssignment> {
     let (n, d, k) = (points.rows(), points.cols(), centroids.rows());
     for (argument, rows) in [("points", n), ("centroids", k)] {
         if rows == 0 {
@@ -105,22 +109,29 @@ pub fn soft_assignment(points: Rows<'_>, centroids: Rows<'_>, options: &Options<
     let members: Vec<u32> = (0..n as u32).collect();
     let points = Points::new(&points, &members, inverse.as_deref());
     let width = options.nearest.map_or(0, |m| m.min(k));
-    let rows = sweep(&points, &grid, width, |_, _| Own::default(), |_, _, _, found| {
-        if width == 0 {
-            return (found.log_sum_exp, found.entropy, found.best, found.best_score, Vec::new());
-        }
-        let scores: Vec<f32> = found.nearest.iter().map(|(s, k)| grid.score(*k as usize, *s)).collect();
-        let (lse, entropy) = log_sum_exp_and_entropy(&scores);
-        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let best = found.nearest.iter().zip(&scores).filter(|(_, s)| **s == top).map(|((_, k), _)| *k).min();
-        let list: Vec<(u32, f32)> = found
-            .nearest
-            .iter()
-            .zip(&scores)
-            .map(|((_, k), s)| (*k, (f64::from(*s) - lse).exp() as f32))
-            .collect();
-        (lse, entropy, best.unwrap_or(0), top, list)
-    });
+    let rows = sweep(
+        &points,
+        &grid,
+        width,
+        |_, _| Own::default(),
+        |_, _, _, found| {
+            if width == 0 {
+                return (found.log_sum_exp, found.entropy, found.best, found.best_score, Vec::new());
+            }
+            let scores: Vec<f32> = found.nearest.iter().map(|(s, k)| grid.score(*k as usize, *s)).collect();
+            let (lse, entropy) = log_sum_exp_and_entropy(&scores);
+            let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let best =
+                found.nearest.iter().zip(&scores).filter(|(_, s)| **s == top).map(|((_, k), _)| *k).min();
+            let list: Vec<(u32, f32)> = found
+                .nearest
+                .iter()
+                .zip(&scores)
+                .map(|((_, k), s)| (*k, (f64::from(*s) - lse).exp() as f32))
+                .collect();
+            (lse, entropy, best.unwrap_or(0), top, list)
+        },
+    );
     let mut out = SoftAssignment {
         log_sum_exp: Vec::with_capacity(n),
         entropy: Vec::with_capacity(n),

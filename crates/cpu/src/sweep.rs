@@ -206,9 +206,8 @@ fn one_tile<R>(
     };
     let row = |i: usize| &x[i * ld..i * ld + d];
     let norm = |i: usize| crate::clusters::points::squared_norm_inline(row(i)) as f32;
-    let mut states: Vec<State> = (0..count)
-        .map(|i| State::new(norm(i), nearest, own(rows.start + i, row(i))))
-        .collect();
+    let mut states: Vec<State> =
+        (0..count).map(|i| State::new(norm(i), nearest, own(rows.start + i, row(i)))).collect();
     let product_rows = count.max(PADDED_ROWS);
     for first in (0..grid.norms.len()).step_by(COLUMNS) {
         let columns = COLUMNS.min(grid.norms.len() - first);

@@ -166,8 +166,7 @@ pub fn plus_plus(x: &[f64], d: usize, uniforms: &[f64]) -> Vec<usize> {
             let far = |c: &usize| squared_distance(&x[i * d..(i + 1) * d], &x[c * d..(c + 1) * d]);
             if chosen.contains(&i) { 0.0 } else { chosen.iter().map(far).fold(f64::INFINITY, f64::min) }
         };
-        let weights: Vec<f64> =
-            if chosen.is_empty() { vec![1.0; n] } else { (0..n).map(weight).collect() };
+        let weights: Vec<f64> = if chosen.is_empty() { vec![1.0; n] } else { (0..n).map(weight).collect() };
         let total: f64 = weights.iter().sum();
         let mut running = 0.0;
         let next = if chosen.is_empty() {

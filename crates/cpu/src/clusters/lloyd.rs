@@ -101,9 +101,7 @@ pub(crate) fn lloyd(points: &Points<'_>, start: &[f64], unit: bool, stop: Stop, 
         }
         iterations += 1;
         let (mut offsets, mut order) = counting_sort(&assignment, k);
-        if offsets.windows(2).any(|w| w[0] == w[1])
-            && relocate(points, &centers, &mut assignment, &offsets)
-        {
+        if offsets.windows(2).any(|w| w[0] == w[1]) && relocate(points, &centers, &mut assignment, &offsets) {
             (offsets, order) = counting_sort(&assignment, k);
         }
         let before = centers.rows().to_vec();
@@ -213,11 +211,7 @@ fn average(points: &Points<'_>, offsets: &[usize], order: &[u32], unit: bool, ce
                 }
             },
         );
-        let divisor = if unit {
-            sum.iter().map(|s| s * s).sum::<f64>().sqrt()
-        } else {
-            members.len() as f64
-        };
+        let divisor = if unit { sum.iter().map(|s| s * s).sum::<f64>().sqrt() } else { members.len() as f64 };
         if divisor > 0.0 {
             out.iter_mut().zip(sum.iter()).for_each(|(c, s)| *c = s / divisor);
         }
@@ -228,12 +222,12 @@ fn average(points: &Points<'_>, offsets: &[usize], order: &[u32], unit: bool, ce
             own(&mut sum, &mut buffer, cluster, out);
         }
     } else {
-        centroids
-            .par_chunks_exact_mut(d)
-            .enumerate()
-            .for_each_init(|| (Vec::new(), Vec::new()), |(sum, buffer), (cluster, out)| {
+        centroids.par_chunks_exact_mut(d).enumerate().for_each_init(
+            || (Vec::new(), Vec::new()),
+            |(sum, buffer), (cluster, out)| {
                 own(sum, buffer, cluster, out);
-            });
+            },
+        );
     }
 }
 

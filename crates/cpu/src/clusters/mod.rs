@@ -259,7 +259,13 @@ fn check_start(start: &Start<'_>, k: usize, d: usize, unit: bool) -> Result<Opti
     Ok(unit.then(|| norms.iter().map(|x| 1.0 / x.sqrt()).collect()))
 }
 
-fn gather(n: usize, d: usize, segments: Segments, offsets: Vec<usize>, outcomes: Vec<Outcome>) -> SubClusters {
+fn gather(
+    n: usize,
+    d: usize,
+    segments: Segments,
+    offsets: Vec<usize>,
+    outcomes: Vec<Outcome>,
+) -> SubClusters {
     let k = offsets.last().copied().unwrap_or(0);
     let mut all = SubClusters {
         dim: d,

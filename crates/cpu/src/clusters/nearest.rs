@@ -65,7 +65,10 @@ impl Centers {
         self.half[k] = if self.unit {
             0.0
         } else {
-            simd::dispatch(#[inline(always)] || (0.5 * squared_norm_inline(c)) as f32)
+            simd::dispatch(
+                #[inline(always)]
+                || (0.5 * squared_norm_inline(c)) as f32,
+            )
         };
     }
 
@@ -184,8 +187,20 @@ fn scan_inline<const TWO: bool>(scores: &[f32], half: &[f32], first: u32, best: 
             if TWO {
                 let runs_up = v > second[l];
                 let (old, old_at) = (top[l], top_at[l]);
-                second_at[l] = if wins { old_at } else if runs_up { block } else { second_at[l] };
-                second[l] = if wins { old } else if runs_up { v } else { second[l] };
+                second_at[l] = if wins {
+                    old_at
+                } else if runs_up {
+                    block
+                } else {
+                    second_at[l]
+                };
+                second[l] = if wins {
+                    old
+                } else if runs_up {
+                    v
+                } else {
+                    second[l]
+                };
             }
             top_at[l] = if wins { block } else { top_at[l] };
             top[l] = if wins { v } else { top[l] };

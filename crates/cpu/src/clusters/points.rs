@@ -28,7 +28,12 @@ pub(crate) fn checked_norms(
         .with_min_len(TILE)
         .map_init(
             || vec![0.0f32; rows.cols()],
-            |buffer, row| simd::dispatch(#[inline(always)] || squared_norm_inline(row_of(rows, row, buffer))),
+            |buffer, row| {
+                simd::dispatch(
+                    #[inline(always)]
+                    || squared_norm_inline(row_of(rows, row, buffer)),
+                )
+            },
         )
         .collect();
     for (row, norm) in norms.iter().enumerate() {
@@ -182,7 +187,10 @@ impl<'a> Points<'a> {
     }
 
     /// `work` on every tile, in parallel when there are several; results in the order of the tiles.
-    pub(crate) fn for_tiles<R: Send>(&self, work: impl Fn(Range<usize>, &mut Vec<f32>) -> R + Sync) -> Vec<R> {
+    pub(crate) fn for_tiles<R: Send>(
+        &self,
+        work: impl Fn(Range<usize>, &mut Vec<f32>) -> R + Sync,
+    ) -> Vec<R> {
         let n = self.len();
         let range = |t: usize| t * TILE..n.min((t + 1) * TILE);
         let tiles = n.div_ceil(TILE);

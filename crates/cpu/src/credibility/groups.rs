@@ -150,12 +150,19 @@ fn divisor(unit: bool, sum: &[f64], count: usize) -> f64 {
 fn compact(segments: &Segments, assignment: &[u32], offsets: &[usize]) -> Result<(Vec<u32>, Vec<usize>)> {
     let (n, classes) = (segments.class_of.len(), segments.len());
     if assignment.len() != n {
-        return Err(Error::shape(OP, "assignment", &[assignment.len()], format!("[{n}], one cluster per row")));
+        return Err(Error::shape(
+            OP,
+            "assignment",
+            &[assignment.len()],
+            format!("[{n}], one cluster per row"),
+        ));
     }
     let rising = offsets.first() == Some(&0) && offsets.windows(2).all(|w| w[0] <= w[1]);
     if offsets.len() != classes + 1 || !rising || offsets[classes] > n {
-        let expected =
-            format!("[{}] offsets from 0 upward to at most {n}, one more than there are classes", classes + 1);
+        let expected = format!(
+            "[{}] offsets from 0 upward to at most {n}, one more than there are classes",
+            classes + 1
+        );
         return Err(Error::shape(OP, "offsets", &[offsets.len()], expected));
     }
     let total = offsets[classes];
