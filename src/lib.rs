@@ -18,6 +18,8 @@ pub use ops::bank::{Bank, Entries};
 pub use ops::contrast::{
     AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Temperature, contrast,
     contrast_symmetric,
+};
+#[cfg(feature = "candle")]
 pub use {
     consonance_cpu::{
         clusters::Geometry,

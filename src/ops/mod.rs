@@ -1,8 +1,8 @@
 //! The operations on Candle tensors, one file per family.
 
 pub(crate) mod bank;
-pub(crate) mod contrast;
 pub(crate) mod clusters;
+pub(crate) mod contrast;
 pub(crate) mod credibility;
 pub(crate) mod soft_assignment;
 pub(crate) mod view;
