@@ -31,3 +31,5 @@ pub use {
         soft_assignment::{SoftAffinity, SoftAssignment, SoftAssignmentOptions, soft_assignment},
     },
 };
+#[cfg(feature = "candle")]
+pub use ops::neighbors::{MAX_K, Metric, NO_NEIGHBOR, Neighbors, NeighborsOptions, neighbors};

@@ -5,4 +5,5 @@ pub(crate) mod clusters;
 pub(crate) mod contrast;
 pub(crate) mod credibility;
 pub(crate) mod soft_assignment;
+pub(crate) mod neighbors;
 pub(crate) mod view;

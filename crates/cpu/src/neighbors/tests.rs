@@ -54,7 +54,7 @@ fn agrees_exactly(x: &[f32], y: &[f32], dim: usize, options: &Options<'_>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn integer_rows_agree_with_the_reference_bit_for_bit(
