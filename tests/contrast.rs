@@ -2,3 +2,8 @@
 
 #[path = "contrast/golden.rs"]
 mod golden;
+
+#[path = "contrast/case.rs"]
+mod case;
+#[path = "contrast/differential.rs"]
+mod differential;

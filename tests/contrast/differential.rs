@@ -1,0 +1,118 @@
+//! The op against the f64 reference, for every rule and option, over ragged shapes and all dtypes.
+
+use candle_core::DType;
+use consonance::{AffinityMap, ContrastOptions, Normalizer, OtherPositives};
+use proptest::prelude::*;
+
+use crate::case::{Case, Rule, Spec, Tau};
+
+const EXP: AffinityMap = AffinityMap::Exp { temperature: 0.2 };
+const RULES: [Rule; 8] = [
+    Rule::Labels(1),
+    Rule::Labels(5),
+    Rule::Labels(300),
+    Rule::Diagonal,
+    Rule::Lists { weighted: true },
+    Rule::Neighbors,
+    Rule::Bits,
+    Rule::All,
+];
+
+fn compare(name: &str, spec: Spec) {
+    println!("{name}: worst ratio {:.4}", Case::new(spec).worst_ratio());
+}
+
+#[test]
+fn every_rule_in_both_forms_and_with_both_normalizers() {
+    for rule in RULES {
+        for affinity in [None, Some(AffinityMap::Half), Some(EXP)] {
+            for normalizer in [Normalizer::Count, Normalizer::WeightSum] {
+                for other_positives in [OtherPositives::InDenominator, OtherPositives::LeftOut] {
+                    let options = ContrastOptions { normalizer, other_positives };
+                    let spec = Spec { rule, affinity, options, ..Spec::new(37, 601, 24) };
+                    compare(&format!("{rule:?} {affinity:?} {options:?}"), spec);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_option_alone_and_all_together() {
+    let base = Spec { affinity: Some(AffinityMap::Half), ..Spec::new(29, 530, 17) };
+    for spec in [
+        base,
+        base.left_out(),
+        Spec { rule: Rule::All, ..base },
+        Spec { rule: Rule::Bits, ..base }.left_out(),
+    ] {
+        let label = format!("{:?} {:?}", spec.rule, spec.options.other_positives);
+        compare(&format!("{label} valid"), Spec { valid: true, ..spec });
+        compare(&format!("{label} credible"), Spec { credible: true, ..spec });
+        compare(&format!("{label} denominator weights"), Spec { denominator_weights: true, ..spec });
+        compare(&format!("{label} same id"), Spec { same_id: true, ..spec });
+        compare(&format!("{label} leave out"), Spec { leave_out: true, ..spec });
+        let all = Spec {
+            valid: true,
+            credible: true,
+            denominator_weights: true,
+            same_id: true,
+            leave_out: true,
+            tau: Tau::PerRow(0.2),
+            ..spec
+        };
+        compare(&format!("{label} everything"), all);
+        compare(&format!("{label} everything, weight sum"), all.weight_sum());
+    }
+}
+
+#[test]
+fn temperatures_learned_and_low() {
+    for tau in [0.01, 0.02, 0.05, 1.0] {
+        for make in [Tau::Scalar, Tau::PerRow] {
+            let spec = Spec { tau: make(tau), affinity: Some(EXP), ..Spec::new(33, 1100, 32) };
+            compare(&format!("{:?}", spec.tau), spec);
+            compare(&format!("{:?} left out", spec.tau), spec.left_out());
+        }
+    }
+}
+
+#[test]
+fn several_splits_of_the_keys() {
+    for unit in [true, false] {
+        let tau = if unit { Tau::Scalar(0.05) } else { Tau::Scalar(0.5) };
+        let spec = Spec { tau, unit, ..Spec::new(5, 20_011, 20) };
+        compare(&format!("20,011 keys, unit {unit}"), spec);
+        compare(&format!("20,011 keys, unit {unit}, left out"), spec.left_out());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #[test]
+    fn ragged_shapes_agree_with_the_reference(
+        b in prop::sample::select(vec![1usize, 2, 13, 16, 17, 63, 65, 257, 301]),
+        n in prop::sample::select(vec![1usize, 2, 13, 63, 127, 511, 512, 513, 1031]),
+        d in prop::sample::select(vec![1usize, 2, 7, 15, 16, 17, 64, 129]),
+        seed in 0u64..1000,
+        rule in prop::sample::select(RULES.to_vec()),
+        affinity in prop::sample::select(vec![None, Some(AffinityMap::Half), Some(EXP)]),
+        flags in any::<[bool; 8]>(),
+        tau in prop::sample::select(vec![Tau::Fixed(0.1), Tau::Scalar(0.3), Tau::PerRow(0.07), Tau::PerRow(1.0)]),
+        dtype in prop::sample::select(vec![DType::F32, DType::F16, DType::BF16]),
+    ) {
+        let mut spec = Spec { seed, rule, affinity, tau, dtype, ..Spec::new(b, n, d) };
+        if rule == Rule::Diagonal && n < b {
+            spec.rule = Rule::Labels(5);
+        }
+        [spec.valid, spec.credible, spec.denominator_weights, spec.same_id, spec.leave_out, spec.unit] =
+            [flags[0], flags[1], flags[2], flags[3], flags[4], flags[5]];
+        if flags[6] {
+            spec = spec.left_out();
+        }
+        if flags[7] {
+            spec = spec.weight_sum();
+        }
+        Case::new(spec).worst_ratio();
+    }
+}
