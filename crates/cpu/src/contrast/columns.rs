@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::{simd, tile};
 
 use super::exponentials::exponentials;
+use super::moments::QueryMoments;
 use super::plan::Plan;
 use super::positives::softplus_and_sigmoid;
 use super::targets::{Scratch, load_block, range};
@@ -19,76 +20,91 @@ const STEP: usize = 256;
 pub(super) fn key_gradients(problem: &Problem<'_>, plan: &Plan, forward: &Forward, g: &[f32]) -> Vec<f32> {
     let (n, d) = (problem.keys.rows(), problem.keys.cols());
     let mut out = vec![0.0f32; n * d];
+    let moments = plan.has_moments(problem).then(|| {
+        let weight = |i: usize| g[i] * plan.inverse_temperature[i] * forward.inverse_normalizer[i];
+        QueryMoments::new(problem, plan, &(0..g.len()).map(weight).collect::<Vec<f32>>())
+    });
     out.par_chunks_mut(TILE * d).enumerate().filter(|(t, _)| plan.occupied[*t]).for_each_init(
         || Scratch::new(STEP),
-        |scratch, (t, out)| tile_gradients(problem, plan, forward, g, t, scratch, out),
+        |scratch, (t, out)| {
+            let pass = Pass { problem, plan, forward, g, moments: moments.as_ref() };
+            pass.tile_gradients(t, scratch, out);
+        },
     );
     out
 }
 
-fn tile_gradients(
-    problem: &Problem<'_>,
-    plan: &Plan,
-    forward: &Forward,
-    g: &[f32],
-    t: usize,
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
-    let (b, d, width) = (problem.queries.rows(), problem.keys.cols(), plan.width);
-    let keys = range(t, problem.keys.rows());
-    let mut gradient = vec![0.0f32; TILE * width];
-    let (mut subtracted, mut old_query, mut old_key) = (Vec::new(), Vec::new(), Vec::new());
-    let tile = scratch.tile(&problem.keys, plan, t);
-    for first in (0..b).step_by(STEP) {
-        let rows = first..(first + STEP).min(b);
-        let x = load_block(&problem.queries, rows.clone(), STEP, width);
-        tile::scores((STEP, TILE, width), (&x, width), (tile.keys, tile.stride), (tile.scores, TILE));
-        for (r, scores) in tile.scores.chunks_exact_mut(TILE).enumerate() {
-            let row = first + r;
-            let weight = g.get(row).map_or(0.0, |g| g * plan.inverse_temperature[row]);
-            if weight == 0.0 || !forward.counted[row] {
-                scores.fill(0.0);
-                continue;
-            }
-            let (scale, lse) = (plan.inverse_temperature[row], forward.log_sum_exp[row]);
-            if let Some(a) = &problem.pairs.affinity {
-                old_query.resize(a.queries.cols(), 0.0);
-                a.queries.load_row(row, &mut old_query);
-            }
-            subtracted.clear();
-            plan.each_positive(problem, row, keys.clone(), |j, base| {
-                let w = plan.weight(problem, &old_query, row, j, base, &mut old_key);
-                let mut a = weight * forward.inverse_normalizer[row] * w;
-                if plan.positives_left_out {
-                    let score = scores[j - keys.start] * scale;
-                    a *= softplus_and_sigmoid(f64::from(lse) - f64::from(score)).1 as f32;
+/// What every tile reads.
+struct Pass<'a> {
+    problem: &'a Problem<'a>,
+    plan: &'a Plan,
+    forward: &'a Forward,
+    g: &'a [f32],
+    moments: Option<&'a QueryMoments>,
+}
+
+impl Pass<'_> {
+    fn tile_gradients(&self, t: usize, scratch: &mut Scratch, out: &mut [f32]) {
+        let Self { problem, plan, forward, g, moments } = *self;
+        let (b, d, width) = (problem.queries.rows(), problem.keys.cols(), plan.width);
+        let keys = range(t, problem.keys.rows());
+        let mut gradient = vec![0.0f32; TILE * width];
+        let (mut subtracted, mut old_query, mut old_key) = (Vec::new(), Vec::new(), Vec::new());
+        let tile = scratch.tile(&problem.keys, plan, t);
+        for first in (0..b).step_by(STEP) {
+            let rows = first..(first + STEP).min(b);
+            let x = load_block(&problem.queries, rows.clone(), STEP, width);
+            tile::scores((STEP, TILE, width), (&x, width), (tile.keys, tile.stride), (tile.scores, TILE));
+            for (r, scores) in tile.scores.chunks_exact_mut(TILE).enumerate() {
+                let row = first + r;
+                let weight = g.get(row).map_or(0.0, |g| g * plan.inverse_temperature[row]);
+                if weight == 0.0 || !forward.counted[row] {
+                    scores.fill(0.0);
+                    continue;
                 }
-                subtracted.push((j - keys.start, a));
-            });
-            plan.mask(problem, row, keys.clone(), scores);
-            if lse > f32::NEG_INFINITY {
-                let mass = weight * forward.mass[row];
-                simd::dispatch(
-                    #[inline(always)]
-                    || {
-                        exponentials(scores, tile.bias, scale, lse);
-                        scores.iter_mut().for_each(|p| *p *= mass);
-                    },
-                );
-            } else {
-                scores.fill(0.0);
+                let (scale, lse) = (plan.inverse_temperature[row], forward.log_sum_exp[row]);
+                if let Some(a) = &problem.pairs.affinity {
+                    old_query.resize(a.queries.cols(), 0.0);
+                    a.queries.load_row(row, &mut old_query);
+                }
+                subtracted.clear();
+                let sparse = if moments.is_some() { keys.end..keys.end } else { keys.clone() };
+                plan.each_positive(problem, row, sparse, |j, base| {
+                    let w = plan.weight(problem, &old_query, row, j, base, &mut old_key);
+                    let mut a = weight * forward.inverse_normalizer[row] * w;
+                    if plan.positives_left_out {
+                        let score = scores[j - keys.start] * scale;
+                        a *= softplus_and_sigmoid(f64::from(lse) - f64::from(score)).1 as f32;
+                    }
+                    subtracted.push((j - keys.start, a));
+                });
+                plan.mask(problem, row, keys.clone(), scores);
+                if lse > f32::NEG_INFINITY {
+                    let mass = weight * forward.mass[row];
+                    simd::dispatch(
+                        #[inline(always)]
+                        || {
+                            exponentials(scores, tile.bias, scale, lse);
+                            scores.iter_mut().for_each(|p| *p *= mass);
+                        },
+                    );
+                } else {
+                    scores.fill(0.0);
+                }
+                subtracted.iter().for_each(|(j, a)| scores[*j] -= a);
             }
-            subtracted.iter().for_each(|(j, a)| scores[*j] -= a);
+            tile::accumulate_transposed(
+                (STEP, TILE, width),
+                (tile.scores, TILE),
+                (&x, width),
+                (&mut gradient, width),
+            );
         }
-        tile::accumulate_transposed(
-            (STEP, TILE, width),
-            (tile.scores, TILE),
-            (&x, width),
-            (&mut gradient, width),
-        );
-    }
-    for (out, gradient) in out.chunks_exact_mut(d).zip(gradient.chunks_exact(width)) {
-        out.copy_from_slice(&gradient[..d]);
+        if let Some(moments) = moments {
+            moments.subtract(problem, plan, keys, &mut gradient);
+        }
+        for (out, gradient) in out.chunks_exact_mut(d).zip(gradient.chunks_exact(width)) {
+            out.copy_from_slice(&gradient[..d]);
+        }
     }
 }

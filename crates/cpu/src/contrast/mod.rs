@@ -14,6 +14,7 @@
 mod columns;
 mod exponentials;
 mod index;
+mod moments;
 mod pairs;
 mod plan;
 mod positives;

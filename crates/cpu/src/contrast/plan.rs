@@ -301,6 +301,18 @@ impl Plan {
         base * a.map.weight(cosine)
     }
 
+    /// The class whose members are the row's positives, all of weight 1: rows of a class share their sums.
+    pub(super) fn shared_class(&self, problem: &Problem<'_>, row: usize) -> Option<u32> {
+        let pairs = &problem.pairs;
+        let alike = pairs.affinity.is_none() && pairs.same_id.is_none() && !self.positives_left_out;
+        match pairs.rule {
+            Rule::Labels { queries, .. } if alike && pairs.anchors.is_none_or(|a| a[row]) => {
+                Some(queries[row])
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the pairs' weights are ½(1 + cos) or 1 on all eligible keys alike, so that moments of the keys
     /// replace every sum over positives.
     pub(super) fn has_moments(&self, problem: &Problem<'_>) -> bool {

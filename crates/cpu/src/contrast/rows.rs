@@ -201,7 +201,7 @@ fn finish(
 ) -> (Vec<Row>, Vec<f32>) {
     let (d, width) = (problem.queries.cols(), plan.width);
     let mut gradient = vec![0.0f32; if gradients { block.rows.len() * d } else { 0 }];
-    let mut visitor = targets.visitor(problem, plan);
+    let mut visitor = targets.visitor(problem, plan, block.rows.clone(), block.padded);
     let rows = block
         .rows
         .clone()

@@ -13,7 +13,6 @@ pub(super) struct Scratch {
     pub(super) scores: Vec<f32>,
     keys: Vec<f32>,
     bias: Vec<f32>,
-    pub(super) row: Vec<f32>,
 }
 
 /// The keys of a tile: [`TILE`] rows, `stride` apart, and their bias.
@@ -22,7 +21,6 @@ pub(super) struct Tile<'s> {
     pub(super) stride: usize,
     pub(super) bias: Option<&'s [f32]>,
     pub(super) scores: &'s mut [f32],
-    pub(super) row: &'s mut Vec<f32>,
 }
 
 /// The keys of tile `t`.
@@ -67,7 +65,7 @@ impl Scratch {
                 Some(&self.bias[..])
             }
         };
-        Tile { keys: data, stride, bias, scores: &mut self.scores, row: &mut self.row }
+        Tile { keys: data, stride, bias, scores: &mut self.scores }
     }
 }
 
