@@ -7,3 +7,7 @@ mod golden;
 mod case;
 #[path = "contrast/differential.rs"]
 mod differential;
+#[path = "contrast/errors.rs"]
+mod errors;
+#[path = "contrast/properties.rs"]
+mod properties;
