@@ -12,6 +12,7 @@ pub mod credibility;
 mod error;
 pub mod neighbors;
 pub mod rows;
+mod scoring;
 mod screen;
 pub mod simd;
 pub mod soft_assignment;

@@ -5,4 +5,5 @@ pub mod clusters;
 pub mod contrast;
 pub mod credibility;
 pub mod neighbors;
+pub mod ranking;
 pub mod soft_assignment;

@@ -3,36 +3,6 @@
 use std::cmp::Reverse;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::Metric;
-
-/// A score and an index in one integer: the larger entry is the nearer neighbor, and of equal scores the smaller
-/// index. No entry is 0.
-pub(super) fn entry(metric: Metric, score: f32, index: u32) -> u64 {
-    // Adding 0 makes −0 a +0, so that the two tie.
-    let rising = if metric == Metric::SquaredL2 { -(score + 0.0) + 0.0 } else { score + 0.0 };
-    let bits = rising.to_bits();
-    let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
-    u64::from(ordered) << 32 | u64::from(!index)
-}
-
-/// The score and the index of an entry that is not 0.
-pub(super) fn score_and_index(metric: Metric, entry: u64) -> (f32, u32) {
-    let ordered = (entry >> 32) as u32;
-    let bits = if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered };
-    let rising = f32::from_bits(bits);
-    let score = if metric == Metric::SquaredL2 { 0.0 - rising } else { rising };
-    (score, !(entry as u32))
-}
-
-/// The worst score that still matters to a list whose last entry is `floor`.
-pub(super) fn floor_score(metric: Metric, floor: u64) -> f32 {
-    match (floor, metric) {
-        (0, Metric::SquaredL2) => f32::INFINITY,
-        (0, _) => f32::NEG_INFINITY,
-        _ => score_and_index(metric, floor).0,
-    }
-}
-
 /// Entries of a list: the best `k` and some room, so that the best are selected now and then, not at every entry.
 fn room(k: usize) -> usize {
     k + k.clamp(16, 256)
@@ -110,23 +80,6 @@ pub(super) fn merge(lists: &[Lists], row: usize, out: &mut [u64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn entries_order_by_score_then_by_smaller_index_and_read_back() {
-        let scores = [f32::MIN, -2.0, -1e-40, 0.0, 1e-40, 0.5, 3.0, f32::MAX];
-        for metric in [Metric::InnerProduct, Metric::SquaredL2] {
-            for pair in scores.windows(2) {
-                let (low, high) = (entry(metric, pair[0], 1), entry(metric, pair[1], 9));
-                assert_eq!(low < high, metric == Metric::InnerProduct, "{pair:?}");
-            }
-            for score in scores {
-                assert_eq!(score_and_index(metric, entry(metric, score, 77)), (score, 77));
-                assert!(entry(metric, score, 3) > entry(metric, score, 4));
-                assert_ne!(entry(metric, score, u32::MAX), 0);
-            }
-            assert_eq!(entry(metric, -0.0, 5), entry(metric, 0.0, 5));
-        }
-    }
 
     #[test]
     fn lists_keep_the_best_whatever_the_order_and_the_split() {

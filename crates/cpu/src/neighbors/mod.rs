@@ -15,11 +15,13 @@ mod tests;
 
 use rayon::prelude::*;
 
-use crate::screen::{Kernel, Margin};
+use crate::scoring::{self, Bad, Scorer};
+use crate::screen::Kernel;
 use crate::{Error, Result, Rows};
 use order::Classes;
-use search::{BadKey, Search};
+use search::Search;
 
+pub use crate::scoring::Metric;
 pub use gradient::gradients;
 
 /// The largest `k`.
@@ -27,28 +29,6 @@ pub const MAX_K: usize = 1024;
 /// The index of a place for which there is no neighbor.
 pub const NONE: u32 = u32::MAX;
 const OP: &str = "neighbors";
-
-/// How two rows are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Metric {
-    /// ⟨x, y⟩: the larger, the nearer.
-    #[default]
-    InnerProduct,
-    /// ⟨x, y⟩ / (‖x‖‖y‖): the larger, the nearer. Each row is scaled to norm 1 in f64 and rounded to `f32` once.
-    Cosine,
-    /// ‖x − y‖², summed from the differences: the smaller, the nearer, never negative.
-    SquaredL2,
-}
-
-impl Metric {
-    /// The score that stands where there is no neighbor: −∞, or +∞ for squared L2.
-    pub fn worst(self) -> f32 {
-        match self {
-            Self::InnerProduct | Self::Cosine => f32::NEG_INFINITY,
-            Self::SquaredL2 => f32::INFINITY,
-        }
-    }
-}
 
 /// What to search and what to leave out.
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,15 +88,13 @@ fn with_kernel(
         None => (None, keys.as_deref()),
     };
     let search = Search {
-        kernel,
-        metric,
+        scorer: Scorer::new(kernel, metric, bank.cols()),
         k,
         queries: *queries,
         bank: *bank,
         query_order,
         key_order,
         ids: options.ids,
-        margin: Margin::new(bank.cols()),
     };
     let whole = [(0..queries.rows(), 0..key_order.map_or(bank.rows(), <[u32]>::len))];
     let blocks: Vec<_> = match &classes {
@@ -125,11 +103,10 @@ fn with_kernel(
     }
     .flat_map(|(queries, keys)| search.blocks(queries.clone(), keys.clone()))
     .collect();
-    let found: std::result::Result<Vec<_>, BadKey> =
-        blocks.par_iter().map(|block| search.run(block)).collect();
+    let found: std::result::Result<Vec<_>, Bad> = blocks.par_iter().map(|block| search.run(block)).collect();
     let found = match found {
         Ok(found) => found,
-        Err(BadKey) => return Err(diagnose(&search, options)),
+        Err(Bad) => return Err(diagnose(&search, options)),
     };
     let places = queries.rows() * k;
     let (mut scores, mut indices) = (vec![metric.worst(); places], vec![NONE; places]);
@@ -137,7 +114,7 @@ fn with_kernel(
         for (position, entries) in block.queries.clone().zip(entries.chunks_exact(k)) {
             let first = search.query(position) * k;
             for (place, entry) in (first..).zip(entries).take_while(|(_, entry)| **entry != 0) {
-                (scores[place], indices[place]) = list::score_and_index(metric, *entry);
+                (scores[place], indices[place]) = scoring::score_and_index(metric, *entry);
             }
         }
     }
@@ -178,23 +155,7 @@ fn check(queries: &Rows<'_>, bank: &Rows<'_>, options: &Options<'_>) -> Result<(
     if let Some(bits) = options.allow {
         length("allow", bits.len(), bank.rows().div_ceil(64), "64 keys")?;
     }
-    queries.check_finite(OP, "queries")?;
-    if options.metric == Metric::Cosine {
-        check_norms("queries", queries)?;
-    }
-    Ok(())
-}
-
-fn check_norms(argument: &'static str, rows: &Rows<'_>) -> Result<()> {
-    let kernel = Kernel::best();
-    let mut buffer = vec![0.0; rows.cols()];
-    for row in 0..rows.rows() {
-        rows.load_row(row, &mut buffer);
-        if kernel.squared_norm(&buffer) == 0.0 {
-            return Err(Error::ZeroNorm { op: OP, argument, row });
-        }
-    }
-    Ok(())
+    scoring::check_rows(OP, "queries", queries, options.metric)
 }
 
 /// Finds the first key, by its number, for which the search gave up.
@@ -204,19 +165,5 @@ fn diagnose(search: &Search<'_>, options: &Options<'_>) -> Error {
         None => (0..search.bank.rows()).collect(),
     };
     keys.sort_unstable();
-    let mut buffer = vec![0.0; search.bank.cols()];
-    let mut largest = 0.0f64;
-    for row in keys {
-        search.bank.load_row(row, &mut buffer);
-        let squared = search.kernel.squared_norm(&buffer);
-        if !squared.is_finite() {
-            return Error::NotFinite { op: OP, argument: "bank", row };
-        }
-        if squared == 0.0 && options.metric == Metric::Cosine {
-            return Error::ZeroNorm { op: OP, argument: "bank", row };
-        }
-        largest = largest.max(squared.sqrt());
-    }
-    let expected = "rows whose scores stay below 1e38; scale the embeddings";
-    Error::range(OP, "bank", format!("a norm up to {largest:e}"), expected)
+    scoring::diagnose(OP, "bank", &search.bank, keys.into_iter(), options.metric)
 }

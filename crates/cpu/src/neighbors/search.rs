@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use super::Metric;
 use super::list::{self, Lists};
 use crate::Rows;
-use crate::screen::{Aligned, Kernel, MAX_QUERIES, Margin, Size};
+use crate::scoring::{self, Bad, Metric, Scorer};
+use crate::screen::{Aligned, MAX_QUERIES, Size};
 
 /// Up to this many queries, every pair is scored right away: packing the keys would cost more than it saves.
 const DIRECT: usize = 4;
@@ -27,14 +27,9 @@ pub(super) struct Block {
     pub(super) keys: Range<usize>,
 }
 
-/// A key that takes part cannot be compared: not finite, of norm zero, or so large that a score overflows.
-#[derive(Debug)]
-pub(super) struct BadKey;
-
 /// What all blocks share.
 pub(super) struct Search<'a> {
-    pub(super) kernel: &'static Kernel,
-    pub(super) metric: Metric,
+    pub(super) scorer: Scorer,
     pub(super) k: usize,
     pub(super) queries: Rows<'a>,
     pub(super) bank: Rows<'a>,
@@ -44,7 +39,6 @@ pub(super) struct Search<'a> {
     pub(super) key_order: Option<&'a [u32]>,
     /// Ids of queries and keys: a key with the query's id is left out.
     pub(super) ids: Option<(&'a [u32], &'a [u32])>,
-    pub(super) margin: Margin,
 }
 
 /// The queries of a block, converted, scaled and packed.
@@ -104,7 +98,7 @@ impl<'a> Search<'a> {
     /// Workers take the tiles from a common counter and share the floors of their lists. Which worker meets
     /// which key, and when it learns of a floor, changes how many pairs are scored but not which entries are the
     /// best, so the result does not depend on the number of threads.
-    pub(super) fn run(&self, block: &Block) -> Result<Vec<u64>, BadKey> {
+    pub(super) fn run(&self, block: &Block) -> Result<Vec<u64>, Bad> {
         let panels = self.pack_queries(block);
         let tile_keys = self.tile_keys(block);
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -124,18 +118,18 @@ impl<'a> Search<'a> {
                     let worker = worker.get_or_insert_with(|| self.worker(&panels));
                     let range = from..(from + tile_keys).min(block.keys.end);
                     match self.load(&mut tile, range, panels.ids.len() > DIRECT) {
-                        Ok(()) if self.can_overflow(panels.largest, tile.largest) => {
+                        Ok(()) if self.scorer.can_overflow(panels.largest, tile.largest) => {
                             failed.store(true, Relaxed)
                         }
                         Ok(()) if panels.ids.len() > DIRECT => self.screen(worker, &panels, &tile, &floors),
                         Ok(()) => self.score_all(worker, &panels, &tile, &floors),
-                        Err(BadKey) => failed.store(true, Relaxed),
+                        Err(Bad) => failed.store(true, Relaxed),
                     }
                 }
             })
             .collect();
         if failed.into_inner() {
-            return Err(BadKey);
+            return Err(Bad);
         }
         let mut out = vec![0u64; panels.ids.len() * self.k];
         out.par_chunks_mut(self.k)
@@ -145,37 +139,8 @@ impl<'a> Search<'a> {
         Ok(out)
     }
 
-    /// Whether a score of rows of these sizes could leave the range of `f32`.
-    pub(super) fn can_overflow(&self, query: Size, key: Size) -> bool {
-        match self.metric {
-            Metric::InnerProduct => query.norm * key.norm > 1e38,
-            Metric::Cosine => false,
-            Metric::SquaredL2 => (query.norm + key.norm).powi(2) > 1e38,
-        }
-    }
-
-    /// Scales a row for the cosine and measures it.
-    ///
-    /// # Errors
-    /// [`BadKey`] when it is not finite, or of norm zero and a direction is needed.
-    pub(super) fn measure(&self, row: &mut [f32]) -> Result<(Size, f64), BadKey> {
-        let squared = self.kernel.squared_norm(row);
-        if !squared.is_finite() {
-            return Err(BadKey);
-        }
-        if self.metric != Metric::Cosine {
-            return Ok((Size::of_squared_norm(squared), squared));
-        }
-        if squared == 0.0 {
-            return Err(BadKey);
-        }
-        self.kernel.scale(1.0 / squared.sqrt(), row);
-        // Every element is rounded once, so the norm is 1 to within 2⁻²⁴ and what underflow takes away.
-        Ok((Size::of_squared_norm(1.000_001), 1.0))
-    }
-
     fn tile_keys(&self, block: &Block) -> usize {
-        let panel = self.kernel.keys;
+        let panel = self.scorer.kernel.keys;
         let most = (TILE_ELEMENTS / self.bank.cols().max(1)).clamp(panel, 32 * panel);
         // At least four tiles a worker where there are enough keys, so that they finish together.
         let shares = 4 * rayon::current_num_threads();
@@ -183,22 +148,22 @@ impl<'a> Search<'a> {
     }
 
     fn pack_queries(&self, block: &Block) -> Panels {
-        let (dim, panel) = (self.queries.cols(), self.kernel.queries);
+        let (dim, panel) = (self.queries.cols(), self.scorer.kernel.queries);
         let ids: Vec<usize> = block.queries.clone().map(|position| self.query(position)).collect();
         let mut rows = vec![0.0; ids.len() * dim];
         let mut sizes = Vec::with_capacity(ids.len());
         for (id, row) in ids.iter().zip(rows.chunks_exact_mut(dim.max(1))) {
             self.queries.load_row(*id, row);
             // The caller has checked the queries.
-            sizes.push(self.measure(row).unwrap_or_default());
+            sizes.push(self.scorer.prepare(row).unwrap_or_default());
         }
         let largest = sizes.iter().fold(Size::default(), |largest, (size, _)| largest.max(*size));
-        let length = self.kernel.query_panel(dim);
+        let length = self.scorer.kernel.query_panel(dim);
         let mut packed = Aligned::default();
         if ids.len() > DIRECT {
             packed = Aligned::zeros(ids.len().div_ceil(panel) * length);
             for (rows, packed) in rows.chunks(panel * dim).zip(packed.as_mut_slice().chunks_mut(length)) {
-                self.kernel.pack_queries(dim, rows.chunks_exact(dim), packed);
+                self.scorer.kernel.pack_queries(dim, rows.chunks_exact(dim), packed);
             }
         }
         Panels { rows, packed, ids, sizes, largest }
@@ -206,13 +171,13 @@ impl<'a> Search<'a> {
 
     fn worker(&self, panels: &Panels) -> Worker {
         let rows = panels.ids.len();
-        let padded = rows.next_multiple_of(self.kernel.queries);
+        let padded = rows.next_multiple_of(self.scorer.kernel.queries);
         Worker { lists: Lists::new(rows, self.k), thresholds: vec![f32::INFINITY; padded] }
     }
 
     fn tile(&self, keys: usize) -> Tile<'a> {
         let dim = self.bank.cols();
-        let in_place = self.bank.as_f32().filter(|_| self.metric != Metric::Cosine);
+        let in_place = self.bank.as_f32().filter(|_| self.scorer.metric != Metric::Cosine);
         Tile {
             rows: if in_place.is_some() { Vec::new() } else { vec![0.0; keys * dim] },
             in_place,
@@ -223,34 +188,28 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn load(&self, tile: &mut Tile<'a>, range: Range<usize>, pack: bool) -> Result<(), BadKey> {
-        let (dim, panel) = (self.bank.cols(), self.kernel.keys);
+    fn load(&self, tile: &mut Tile<'a>, range: Range<usize>, pack: bool) -> Result<(), Bad> {
+        let (dim, panel) = (self.bank.cols(), self.scorer.kernel.keys);
         tile.ids.clear();
         tile.ids.extend(range.map(|position| self.key(position)));
         tile.largest = Size::default();
         tile.start.fill(0.0);
         for (r, id) in tile.ids.iter().enumerate() {
             let (size, squared) = match tile.in_place {
-                Some(x) => {
-                    let squared = self.kernel.squared_norm(&x[id * self.bank.stride()..][..dim]);
-                    if !squared.is_finite() {
-                        return Err(BadKey);
-                    }
-                    (Size::of_squared_norm(squared), squared)
-                }
+                Some(x) => self.scorer.measure(&x[id * self.bank.stride()..][..dim])?,
                 None => {
                     let row = &mut tile.rows[r * dim..][..dim];
                     self.bank.load_row(*id, row);
-                    self.measure(row)?
+                    self.scorer.prepare(row)?
                 }
             };
             tile.largest = tile.largest.max(size);
-            if self.metric == Metric::SquaredL2 {
-                tile.start[r] = (-0.5 * squared) as f32;
+            if self.scorer.metric == Metric::SquaredL2 {
+                tile.start[r] = Scorer::start(squared);
             }
         }
         if pack {
-            let length = self.kernel.key_panel(dim);
+            let length = self.scorer.kernel.key_panel(dim);
             let needed = tile.ids.len().div_ceil(panel) * length;
             let mut packed = std::mem::take(&mut tile.packed);
             if packed.as_slice().len() < needed {
@@ -258,7 +217,7 @@ impl<'a> Search<'a> {
             }
             for (p, out) in packed.as_mut_slice()[..needed].chunks_exact_mut(length.max(1)).enumerate() {
                 let keys = p * panel..tile.ids.len().min((p + 1) * panel);
-                self.kernel.pack_keys(dim, keys.map(|r| tile.row(r, dim, self.bank.stride())), out);
+                self.scorer.kernel.pack_keys(dim, keys.map(|r| tile.row(r, dim, self.bank.stride())), out);
             }
             tile.packed = packed;
         }
@@ -268,12 +227,12 @@ impl<'a> Search<'a> {
     /// The screening threshold of a row against a tile.
     fn threshold(&self, lists: &Lists, panels: &Panels, row: usize, tile: &Tile<'_>) -> f32 {
         let (size, squared) = panels.sizes[row];
-        let score = list::floor_score(self.metric, lists.floor(row));
-        self.margin.threshold(self.metric, score, size, squared, tile.largest)
+        let score = scoring::floor_score(self.scorer.metric, lists.floor(row));
+        self.scorer.least(score, (size, squared), tile.largest)
     }
 
     fn screen(&self, worker: &mut Worker, panels: &Panels, tile: &Tile<'_>, floors: &[AtomicU64]) {
-        let (dim, kernel) = (self.bank.cols(), self.kernel);
+        let (dim, kernel) = (self.bank.cols(), self.scorer.kernel);
         for (row, floor) in floors.iter().enumerate() {
             worker.lists.raise(row, floor);
             worker.thresholds[row] = self.threshold(&worker.lists, panels, row, tile);
@@ -331,12 +290,9 @@ impl<'a> Search<'a> {
         }
         let dim = self.bank.cols();
         let (x, y) = (&panels.rows[row * dim..][..dim], tile.row(key, dim, self.bank.stride()));
-        let score = match self.metric {
-            Metric::InnerProduct | Metric::Cosine => self.kernel.dot(x, y),
-            Metric::SquaredL2 => self.kernel.squared_distance(x, y),
-        };
+        let score = self.scorer.score(x, y);
         // The caller has checked that key numbers fit u32.
-        lists.offer(row, list::entry(self.metric, score, id as u32), floor)
+        lists.offer(row, scoring::entry(self.scorer.metric, score, id as u32), floor)
     }
 }
 

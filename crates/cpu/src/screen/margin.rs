@@ -1,6 +1,6 @@
 //! How far the sums of a screening kernel can lie from the scores that decide.
 
-use crate::neighbors::Metric;
+use crate::scoring::Metric;
 
 /// Half a unit in the last place of an `f32` next to 1.
 const UNIT: f64 = 5.960_464_477_539_063e-8;
@@ -46,33 +46,27 @@ impl Margin {
         Self { relative: 1.1 * (dim + dim / 16.0 + 16.0) * UNIT, absolute: (dim + 8.0) * 3e-45 }
     }
 
-    /// The screening threshold: every pair whose deciding score is `score` or nearer has a screening sum of at
-    /// least this. `score` is the worst one that still matters, −∞ (+∞ for squared L2) when all do.
+    /// Between which screening sums a pair may have the deciding score `score`: every pair whose score is `score`
+    /// or nearer has a sum of at least the first; every pair with a sum of at least the second has a nearer one.
     ///
     /// The screening sum is ⟨x, y⟩ for the inner product and the cosine, ⟨x, y⟩ − ‖y‖²/2 for squared L2: from
     /// ‖x − y‖² ≤ t follows ⟨x, y⟩ − ‖y‖²/2 ≥ (‖x‖² − t)/2.
-    pub(crate) fn threshold(
+    pub(crate) fn around(
         &self,
         metric: Metric,
         score: f32,
-        query: Size,
-        squared_norm: f64,
+        (query, squared_norm): (Size, f64),
         keys: Size,
-    ) -> f32 {
+    ) -> (f32, f32) {
         let score = f64::from(score);
-        if !score.is_finite() {
-            return f32::NEG_INFINITY;
-        }
-        let bound = match metric {
-            Metric::InnerProduct | Metric::Cosine => {
-                score - self.relative * (query.norm * keys.norm + score.abs()) - self.absolute
-            }
+        let (center, size) = match metric {
+            Metric::InnerProduct | Metric::Cosine => (score, query.norm * keys.norm + score.abs()),
             Metric::SquaredL2 => {
-                let size = query.norm * query.norm + keys.norm * keys.norm + score;
-                0.5 * (squared_norm - score) - self.relative * size - self.absolute
+                (0.5 * (squared_norm - score), query.norm * query.norm + keys.norm * keys.norm + score)
             }
         };
-        // Rounding to f32 may go up by half a unit: step below it.
-        (bound - bound.abs() * 2.0 * UNIT - 3e-45) as f32
+        // Rounding to f32 may move a bound by half a unit: step outward.
+        let error = self.relative * size + self.absolute + center.abs() * 2.0 * UNIT + 3e-45;
+        ((center - error) as f32, (center + error) as f32)
     }
 }
