@@ -11,6 +11,7 @@ pub mod contrast;
 pub mod credibility;
 mod error;
 pub mod neighbors;
+pub mod ranking;
 pub mod rows;
 mod scoring;
 mod screen;
