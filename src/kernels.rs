@@ -14,3 +14,17 @@ pub fn fatbin(family: &str) -> Option<&'static [u8]> {
 pub fn families() -> impl Iterator<Item = &'static str> {
     EMBEDDED.iter().map(|(name, _)| *name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_each_family_once_and_an_unknown_one_not_at_all() {
+        for family in families() {
+            assert_eq!(families().filter(|other| *other == family).count(), 1, "{family}");
+            assert!(fatbin(family).is_some_and(|bytes| !bytes.is_empty()), "{family}");
+        }
+        assert!(fatbin("no such family").is_none());
+    }
+}

@@ -7,6 +7,7 @@
 mod error;
 #[cfg(feature = "candle")]
 mod files;
+pub mod kernels;
 #[cfg(feature = "candle")]
 mod ops;
 
@@ -33,3 +34,8 @@ pub use {
 };
 #[cfg(feature = "candle")]
 pub use ops::neighbors::{MAX_K, Metric, NO_NEIGHBOR, Neighbors, NeighborsOptions, neighbors};
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
