@@ -21,6 +21,10 @@ pub use ops::contrast::{
     contrast_symmetric,
 };
 #[cfg(feature = "candle")]
+pub use ops::neighbors::{MAX_K, Metric, NO_NEIGHBOR, Neighbors, NeighborsOptions, neighbors};
+#[cfg(feature = "candle")]
+pub use ops::ranking::{ApVariant, JUNK, Ranking, RankingOptions, ranking};
+#[cfg(feature = "candle")]
 pub use {
     consonance_cpu::{
         clusters::Geometry,
@@ -39,3 +43,4 @@ pub use ops::neighbors::{MAX_K, Metric, NO_NEIGHBOR, Neighbors, NeighborsOptions
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+#[cfg(feature = "candle")]

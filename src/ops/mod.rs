@@ -4,6 +4,7 @@ pub(crate) mod bank;
 pub(crate) mod clusters;
 pub(crate) mod contrast;
 pub(crate) mod credibility;
-pub(crate) mod soft_assignment;
 pub(crate) mod neighbors;
+pub(crate) mod ranking;
+pub(crate) mod soft_assignment;
 pub(crate) mod view;
