@@ -292,7 +292,7 @@ fn unfilter(filtered: &[u8], out: &mut [u8], width: usize) {
 
 /// The Paeth predictor (PNG specification, filter type 4) from the values before `at`.
 fn prediction(plane: &[u8], at: usize, width: usize) -> u8 {
-    let (inside, below) = (at % width > 0, at >= width);
+    let (inside, below) = (!at.is_multiple_of(width), at >= width);
     let left = if inside { plane[at - 1] } else { 0 };
     let above = if below { plane[at - width] } else { 0 };
     let corner = if inside && below { plane[at - width - 1] } else { 0 };

@@ -1,5 +1,7 @@
 //! The committed Emoji-ID pack: its hash, its counts, its splits, and what the pictures must look like.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

@@ -1,5 +1,7 @@
 //! Folders of images: the three layouts, the labels, and what bad folders get.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
+
 use std::{
     collections::BTreeSet,
     fs,

@@ -1,5 +1,7 @@
 //! The packed image format: round trips, the exact bytes, and every way in which a file can be wrong.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
+
 use std::fs;
 
 use consonance_datasets::{
