@@ -36,11 +36,8 @@ pub use {
         soft_assignment::{SoftAffinity, SoftAssignment, SoftAssignmentOptions, soft_assignment},
     },
 };
-#[cfg(feature = "candle")]
-pub use ops::neighbors::{MAX_K, Metric, NO_NEIGHBOR, Neighbors, NeighborsOptions, neighbors};
 
 /// The example of the README compiles and runs.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
-#[cfg(feature = "candle")]
