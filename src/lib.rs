@@ -21,6 +21,10 @@ pub use ops::contrast::{
     contrast_symmetric,
 };
 #[cfg(feature = "candle")]
+pub use ops::discrimination::{
+    DiscriminationOptions, Divergence, discrimination_kl, discrimination_raw, discrimination_soft,
+};
+#[cfg(feature = "candle")]
 pub use ops::neighbors::{MAX_K, Metric, NO_NEIGHBOR, Neighbors, NeighborsOptions, neighbors};
 #[cfg(feature = "candle")]
 pub use ops::ranking::{ApVariant, JUNK, Ranking, RankingOptions, ranking};

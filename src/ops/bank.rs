@@ -243,6 +243,21 @@ impl Bank {
         Ok(self.credible.slice_set(&mask, 0, 0)?)
     }
 
+    /// Moves the slot that the next row goes to, for a full bank that is filled again in the order of its slots.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a slot that is not there, and while the bank is not full: then the next slot is the
+    /// first empty one.
+    pub fn seek(&mut self, head: usize) -> Result<()> {
+        let full = self.length == self.capacity();
+        if head == self.head || (full && head < self.capacity()) {
+            self.head = head;
+            return Ok(());
+        }
+        let expected = if full { format!("a slot in 0..{}", self.capacity()) } else { self.head.to_string() };
+        Err(consonance_cpu::Error::range(OP, "head", head, expected).into())
+    }
+
     /// Number of slots.
     pub fn capacity(&self) -> usize {
         self.keys.dims()[0]

@@ -1,6 +1,6 @@
 //! The weighted multi-positive contrastive loss as a differentiable Candle op.
 
-mod data;
+pub(super) mod data;
 mod pairs;
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};

@@ -7,4 +7,5 @@ pub(crate) mod credibility;
 pub(crate) mod neighbors;
 pub(crate) mod ranking;
 pub(crate) mod soft_assignment;
+pub(crate) mod discrimination;
 pub(crate) mod view;

@@ -9,6 +9,7 @@
 pub mod clusters;
 pub mod contrast;
 pub mod credibility;
+pub mod discrimination;
 mod error;
 pub mod neighbors;
 pub mod ranking;

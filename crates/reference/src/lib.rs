@@ -4,6 +4,7 @@ pub mod bank;
 pub mod clusters;
 pub mod contrast;
 pub mod credibility;
+pub mod discrimination;
 pub mod neighbors;
 pub mod ranking;
 pub mod soft_assignment;

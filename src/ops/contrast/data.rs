@@ -20,7 +20,7 @@ enum Rule {
 
 /// The data of pairs: O(B + N) numbers; old embeddings stay where they are.
 #[derive(Debug, Clone)]
-pub(super) struct Data {
+pub(in crate::ops) struct Data {
     rule: Rule,
     affinity: Option<(Matrix, Matrix, AffinityMap)>,
     anchors: Option<Vec<bool>>,
@@ -33,7 +33,7 @@ pub(super) struct Data {
 
 impl Data {
     /// Reads the pairs of `b` queries and `n` keys.
-    pub(super) fn read(pairs: &Pairs, b: usize, n: usize) -> Result<Self> {
+    pub(in crate::ops) fn read(pairs: &Pairs, b: usize, n: usize) -> Result<Self> {
         let both = |names: (&'static str, &'static str), of: &Option<(Tensor, Tensor)>| match of {
             Some((q, k)) => Ok::<_, Error>(Some((labels(OP, names.0, q, b)?, labels(OP, names.1, k, n)?))),
             None => Ok(None),
@@ -99,7 +99,7 @@ impl Data {
     }
 
     /// Calls `f` with the problem that these pairs make of queries, keys and temperatures.
-    pub(super) fn with_problem<R>(
+    pub(in crate::ops) fn with_problem<R>(
         &self,
         queries: Rows<'_>,
         keys: Rows<'_>,

@@ -23,6 +23,7 @@ mod targets;
 
 pub use pairs::{Affinity, AffinityMap, Normalizer, Options, OtherPositives, Pairs, Rule};
 pub use plan::Plan;
+pub(crate) use plan::view_row;
 
 use crate::{Result, Rows};
 

@@ -69,7 +69,7 @@ fn largest_norm(rows: &Rows<'_>, argument: &'static str, keep: impl Fn(usize) ->
 
 /// One row as `f32`: in place when it is stored so, else converted into `buffer`.
 #[inline]
-pub(super) fn view_row<'s>(rows: &Rows<'s>, row: usize, buffer: &'s mut Vec<f32>) -> &'s [f32] {
+pub(crate) fn view_row<'s>(rows: &Rows<'s>, row: usize, buffer: &'s mut Vec<f32>) -> &'s [f32] {
     let cols = rows.cols();
     match rows.elements() {
         Elements::F32(x) => &x[row * rows.stride()..][..cols],
@@ -311,6 +311,24 @@ impl Plan {
             }
             _ => None,
         }
+    }
+
+    /// Calls `f(key, weight)` for the positives of `row` in `range`, ascending; the vectors are scratch memory.
+    pub(crate) fn weighted_positives(
+        &self,
+        problem: &Problem<'_>,
+        row: usize,
+        range: Range<usize>,
+        (old_query, old_key): (&mut Vec<f32>, &mut Vec<f32>),
+        mut f: impl FnMut(usize, f32),
+    ) {
+        if let Some(a) = &problem.pairs.affinity {
+            old_query.resize(a.queries.cols(), 0.0);
+            a.queries.load_row(row, old_query);
+        }
+        self.each_positive(problem, row, range, |key, base| {
+            f(key, self.weight(problem, old_query, row, key, base, old_key));
+        });
     }
 
     /// Whether the pairs' weights are ½(1 + cos) or 1 on all eligible keys alike, so that moments of the keys

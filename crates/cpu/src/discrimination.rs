@@ -1,0 +1,180 @@
+//! The discrimination space: the weighted mean of the class distributions of an anchor's positives.
+//!
+//! With class scores ℓ_c(v) = scale·⟨w_c, v⟩ and π(v) = softmax(ℓ(v)), an anchor's teacher is
+//! π̄_i = Σ_j w̄_ij π(k_j) over its positives, w̄ = w/Σw (the "mean teachers" of Wu et al. 2022). Keys are streamed in
+//! tiles, only those that are somebody's positive are scored, and neither B × N nor N × C is ever written: beside the
+//! result `[B, C]` the memory is one tile of distributions.
+
+use rayon::prelude::*;
+
+use crate::contrast::{Plan, Problem, view_row};
+use crate::{Error, Result, Rows, simd, tile};
+
+const OP: &str = "discrimination";
+
+/// Distributions held at once, in numbers: 16 MiB.
+const TILE_NUMBERS: usize = 1 << 22;
+const LARGEST_TILE: usize = 256;
+
+/// The teachers of every anchor.
+#[derive(Debug, Clone, Default)]
+pub struct MeanTeachers {
+    /// π̄_i, `[B, C]`; zeros where there is no positive.
+    pub distributions: Vec<f32>,
+    /// Σ_j w̄_ij H(π(k_j)), `[B]`: what the divergence is less than the cross-entropy.
+    pub entropies: Vec<f32>,
+    /// Which rows have positives of positive weight.
+    pub counted: Vec<bool>,
+}
+
+/// One tile of class distributions.
+struct Tile {
+    distributions: Vec<f32>,
+    entropies: Vec<f64>,
+}
+
+/// Computes every anchor's mean teacher. `weights` are the rows w_c `[C, D]` of the classifier.
+///
+/// The bits of a row depend neither on the other rows nor on the threads.
+///
+/// # Errors
+/// [`Error::Shape`] when the classifier's dimension is not the keys', [`Error::Empty`] without a class,
+/// [`Error::Range`] for a scale that is not finite, [`Error::NotFinite`] for rows of the classifier.
+pub fn mean_teachers(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    weights: &Rows<'_>,
+    scale: f32,
+) -> Result<MeanTeachers> {
+    let (b, n, d, classes) =
+        (problem.queries.rows(), problem.keys.rows(), problem.keys.cols(), weights.rows());
+    if classes == 0 {
+        return Err(Error::Empty { op: OP, argument: "weights" });
+    }
+    if weights.cols() != d {
+        let expected = format!("[C, {d}], the dimension of the keys");
+        return Err(Error::shape(OP, "weights", &[classes, weights.cols()], expected));
+    }
+    if !scale.is_finite() {
+        return Err(Error::range(OP, "scale", scale, "a finite number"));
+    }
+    weights.check_finite(OP, "weights")?;
+    // Padded with zero rows to the smallest tile whose bits do not depend on its shape.
+    let width = classes.max(tile::MIN_COLS);
+    let mut rows = vec![0.0f32; width * d];
+    weights.load(0..classes, &mut rows);
+    rows[..classes * d].iter_mut().for_each(|w| *w *= scale);
+    let step = (TILE_NUMBERS / width).clamp(tile::MIN_ROWS, LARGEST_TILE);
+
+    let mut distributions = vec![0.0f32; b * classes];
+    let mut sums = vec![(0.0f64, 0.0f64); b];
+    for start in (0..n).step_by(step) {
+        let end = (start + step).min(n);
+        let lists: Vec<Vec<(u32, f32)>> = (0..b)
+            .into_par_iter()
+            .map_init(
+                || (Vec::new(), Vec::new()),
+                |(old_query, buffer), row| {
+                    let mut list = Vec::new();
+                    plan.weighted_positives(problem, row, start..end, (old_query, buffer), |key, w| {
+                        if w > 0.0 {
+                            list.push(((key - start) as u32, w));
+                        }
+                    });
+                    list
+                },
+            )
+            .collect();
+        let mut wanted = vec![false; end - start];
+        lists.iter().flatten().for_each(|(key, _)| wanted[*key as usize] = true);
+        if !wanted.contains(&true) {
+            continue;
+        }
+        let tile = score(problem, start, &wanted, &rows, (classes, width));
+        distributions.par_chunks_exact_mut(classes).zip(&mut sums).zip(&lists).for_each(
+            |((out, (weight, entropy)), list)| {
+                for (key, w) in list {
+                    let at = *key as usize;
+                    simd::axpy(*w, &tile.distributions[at * width..][..classes], out);
+                    *weight += f64::from(*w);
+                    *entropy += f64::from(*w) * tile.entropies[at];
+                }
+            },
+        );
+    }
+    distributions.par_chunks_exact_mut(classes).zip(&sums).for_each(|(out, (weight, _))| {
+        if *weight > 0.0 {
+            simd::scale((1.0 / weight) as f32, out);
+        }
+    });
+    Ok(MeanTeachers {
+        distributions,
+        entropies: sums.iter().map(|(w, h)| if *w > 0.0 { (h / w) as f32 } else { 0.0 }).collect(),
+        counted: sums.iter().map(|(w, _)| *w > 0.0).collect(),
+    })
+}
+
+/// The distributions of the wanted keys of one tile, each in its own place.
+fn score(
+    problem: &Problem<'_>,
+    start: usize,
+    wanted: &[bool],
+    rows: &[f32],
+    (classes, width): (usize, usize),
+) -> Tile {
+    const GROUP: usize = 16;
+    let d = problem.keys.cols();
+    let mut distributions = vec![0.0f32; wanted.len() * width];
+    let mut entropies = vec![0.0f64; wanted.len()];
+    distributions
+        .par_chunks_mut(GROUP * width)
+        .zip(entropies.par_chunks_mut(GROUP))
+        .zip(wanted.par_chunks(GROUP))
+        .enumerate()
+        .for_each_init(
+            || (vec![0.0f32; GROUP * d], Vec::new()),
+            |(keys, buffer), (group, ((out, entropies), wanted))| {
+                if !wanted.contains(&true) {
+                    return;
+                }
+                let count = wanted.len();
+                for (i, key) in keys.chunks_exact_mut(d).take(count).enumerate() {
+                    key.copy_from_slice(view_row(&problem.keys, start + group * GROUP + i, buffer));
+                }
+                // The last group of a bank may be short of rows; its results are as those of whole groups.
+                if count < tile::MIN_ROWS {
+                    let mut padded = vec![0.0f32; tile::MIN_ROWS * width];
+                    keys[count * d..].fill(0.0);
+                    tile::scores((tile::MIN_ROWS, width, d), (keys, d), (rows, d), (&mut padded, width));
+                    out.copy_from_slice(&padded[..count * width]);
+                } else {
+                    tile::scores((count, width, d), (keys, d), (rows, d), (out, width));
+                }
+                for ((row, entropy), wanted) in out.chunks_exact_mut(width).zip(entropies).zip(wanted) {
+                    if *wanted {
+                        *entropy = softmax(&mut row[..classes]);
+                    }
+                }
+            },
+        );
+    Tile { distributions, entropies }
+}
+
+/// Softmax in place; returns the entropy in nats.
+fn softmax(scores: &mut [f32]) -> f64 {
+    let max = scores.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    simd::dispatch(
+        #[inline(always)]
+        || scores.iter_mut().for_each(|s| *s -= max),
+    );
+    // H = ln Z − Σ p s with the shifted scores s; e^s underflows to 0 only where p s vanishes too.
+    let (mut z, mut along) = (0.0f64, 0.0f64);
+    for s in scores.iter_mut() {
+        let e = simd::exp_inline(*s);
+        z += f64::from(e);
+        along += f64::from(e) * f64::from(*s);
+        *s = e;
+    }
+    simd::scale((1.0 / z) as f32, scores);
+    (z.ln() - along / z).max(0.0)
+}
