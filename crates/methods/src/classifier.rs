@@ -65,12 +65,18 @@ pub(crate) fn margin_softmax(
     margin: Margin,
 ) -> Result<Tensor> {
     let cosines = unit_rows(features)?.matmul(&unit_rows(prototypes)?.t()?)?;
+    let (rows, classes) = cosines.dims2()?;
     let labels = labels.unsqueeze(1)?;
     let target = cosines.gather(&labels, 1)?;
     let moved = margin.apply(&target)?;
     let logits = match margin {
         Margin::None => (cosines * scale)?,
-        _ => (cosines.scatter_add(&labels, &(&moved - &target)?, 1)? * scale)?,
+        _ => {
+            // A choice by mask: Candle's `scatter_add` has no right backward.
+            let all = Tensor::arange(0, classes as u32, cosines.device())?.unsqueeze(0)?;
+            let own = labels.broadcast_eq(&all)?;
+            (own.where_cond(&moved.broadcast_as((rows, classes))?, &cosines)? * scale)?
+        }
     };
     Ok((log_sum_exp(&logits)? - (moved.squeeze(1)? * scale)?)?)
 }

@@ -7,21 +7,36 @@
 //! Each method is in its published form with its published defaults; its module states the formula and the source.
 //! [`Procrustes`] is the post-hoc adapter that needs no training of the new model at all.
 
+mod adv_bct;
 mod bct;
 mod classes;
 mod classifier;
 mod dimensions;
 mod error;
+mod hot_refresh;
 mod l2;
+mod lce;
 mod method;
+mod mix_bct;
+mod neighborhood_consensus;
 mod procrustes;
 mod tensors;
+mod uni_bct;
 
+pub use adv_bct::{AdvBct, AdvBctConfig};
 pub use bct::{Bct, BctConfig, BctTargets};
 pub use classes::ClassMeans;
 pub use classifier::{CosineClassifier, CosineClassifierConfig, Margin};
 pub use dimensions::{DimensionMatch, fit, match_dimensions};
 pub use error::{Error, Result};
+pub use hot_refresh::{HotRefresh, HotRefreshConfig};
 pub use l2::{L2, L2Config, L2Form};
+pub use lce::{Lce, LceConfig};
 pub use method::{Batch, CompatibleMethod, MethodConfig, OldBank, State, Terms, build};
+pub use mix_bct::{MixBct, MixBctConfig};
+pub use neighborhood_consensus::{
+    CredibilityConfig, CredibilityRule, CredibilityScope, Discrimination, Keys, NeighborhoodConsensus,
+    NeighborhoodConsensusConfig, Normalization, OtherTeachers, Positives, Weights,
+};
 pub use procrustes::Procrustes;
+pub use uni_bct::{UniBct, UniBctConfig, UniBctStart};

@@ -6,7 +6,11 @@ use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::{Bct, BctConfig, CosineClassifier, L2, L2Config};
+use crate::{
+    AdvBct, AdvBctConfig, Bct, BctConfig, CosineClassifier, HotRefresh, HotRefreshConfig, L2, L2Config,
+};
+use crate::{Lce, LceConfig, MixBct, MixBctConfig, NeighborhoodConsensus, NeighborhoodConsensusConfig};
+use crate::{UniBct, UniBctConfig};
 
 /// Named tensors that a method carries from step to step, for saving and resuming.
 pub type State = HashMap<String, Tensor>;
@@ -48,6 +52,12 @@ impl Batch<'_> {
         if old_rows != rows {
             let expected = format!("one row for each of {rows} rows of `new`");
             return Err(Error::argument(method, "old", format!("{old_rows} rows"), expected));
+        }
+        // A rectifier would turn NaN into 0 and hide it; rows of unit norm cannot overflow a sum.
+        for (argument, tensor) in [("new", self.new), ("old", self.old)] {
+            if !tensor.detach().sum_all()?.to_scalar::<f32>()?.is_finite() {
+                return Err(Error::argument(method, argument, "not finite", "finite rows of unit norm"));
+            }
         }
         for (argument, tensor) in [("labels", self.labels), ("indices", self.indices)] {
             if tensor.dims() != [rows] || tensor.dtype() != DType::U32 {
@@ -233,25 +243,78 @@ pub trait CompatibleMethod: Send + std::fmt::Debug {
 #[serde(tag = "method", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum MethodConfig {
+    /// [`NeighborhoodConsensus`].
+    NeighborhoodConsensus(NeighborhoodConsensusConfig),
     /// [`Bct`].
     Bct(BctConfig),
     /// [`L2`].
     L2(L2Config),
+    /// [`HotRefresh`].
+    HotRefresh(HotRefreshConfig),
+    /// [`UniBct`].
+    UniBct(UniBctConfig),
+    /// [`Lce`].
+    Lce(LceConfig),
+    /// [`AdvBct`].
+    AdvBct(AdvBctConfig),
+    /// [`MixBct`].
+    MixBct(MixBctConfig),
 }
 
 impl MethodConfig {
     /// The names that [`MethodConfig::by_name`] knows.
-    pub const NAMES: &'static [&'static str] = &["bct", "l2"];
+    pub const NAMES: &'static [&'static str] =
+        &["neighborhood-consensus", "bct", "l2", "hot-refresh", "uni-bct", "lce", "adv-bct", "mix-bct"];
 
     /// The default settings of a method.
     ///
     /// # Errors
     /// [`Error::Argument`] for an unknown name.
     pub fn by_name(name: &str) -> Result<Self> {
-        match name {
-            "bct" => Ok(Self::Bct(BctConfig::default())),
-            "l2" => Ok(Self::L2(L2Config::default())),
-            _ => Err(Error::argument("methods", "name", name, format!("one of {}", Self::NAMES.join(", ")))),
+        Ok(match name {
+            "neighborhood-consensus" => Self::NeighborhoodConsensus(NeighborhoodConsensusConfig::default()),
+            "bct" => Self::Bct(BctConfig::default()),
+            "l2" => Self::L2(L2Config::default()),
+            "hot-refresh" => Self::HotRefresh(HotRefreshConfig::default()),
+            "uni-bct" => Self::UniBct(UniBctConfig::default()),
+            "lce" => Self::Lce(LceConfig::default()),
+            "adv-bct" => Self::AdvBct(AdvBctConfig::default()),
+            "mix-bct" => Self::MixBct(MixBctConfig::default()),
+            _ => {
+                let expected = format!("one of {}", Self::NAMES.join(", "));
+                return Err(Error::argument("methods", "name", name, expected));
+            }
+        })
+    }
+
+    /// The name of the method.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NeighborhoodConsensus(_) => "neighborhood-consensus",
+            Self::Bct(_) => "bct",
+            Self::L2(_) => "l2",
+            Self::HotRefresh(_) => "hot-refresh",
+            Self::UniBct(_) => "uni-bct",
+            Self::Lce(_) => "lce",
+            Self::AdvBct(_) => "adv-bct",
+            Self::MixBct(_) => "mix-bct",
+        }
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] naming the setting.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Self::NeighborhoodConsensus(config) => config.validate(),
+            Self::Bct(config) => config.validate(),
+            Self::L2(config) => config.validate(),
+            Self::HotRefresh(config) => config.validate(),
+            Self::UniBct(config) => config.validate(),
+            Self::Lce(config) => config.validate(),
+            Self::AdvBct(config) => config.validate(),
+            Self::MixBct(config) => config.validate(),
         }
     }
 }
@@ -262,7 +325,15 @@ impl MethodConfig {
 /// [`Error::Argument`] for settings out of range and for a bank that does not fit.
 pub fn build(config: &MethodConfig, bank: &OldBank<'_>) -> Result<Box<dyn CompatibleMethod>> {
     Ok(match config {
+        MethodConfig::NeighborhoodConsensus(config) => {
+            Box::new(NeighborhoodConsensus::new(config.clone(), bank)?)
+        }
         MethodConfig::Bct(config) => Box::new(Bct::new(config.clone(), bank)?),
         MethodConfig::L2(config) => Box::new(L2::new(config.clone(), bank)?),
+        MethodConfig::HotRefresh(config) => Box::new(HotRefresh::new(config.clone(), bank)?),
+        MethodConfig::UniBct(config) => Box::new(UniBct::new(config.clone(), bank)?),
+        MethodConfig::Lce(config) => Box::new(Lce::new(config.clone(), bank)?),
+        MethodConfig::AdvBct(config) => Box::new(AdvBct::new(config.clone(), bank)?),
+        MethodConfig::MixBct(config) => Box::new(MixBct::new(config.clone(), bank)?),
     })
 }
