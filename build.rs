@@ -78,7 +78,8 @@ fn spawn(nvcc: &Path, source: &Path, out: &Path) -> Result<Build, Box<dyn Error>
     let mut command = Command::new(nvcc);
     command.args(["--fatbin", "-O3", "-std=c++17", "-Werror", "all-warnings", "-I", "kernels/include"]);
     for arch in archs {
-        newest = newest.max(number(arch).map_err(|_| format!("CONSONANCE_CUDA_ARCHS: `{arch}` is no architecture"))?);
+        newest = newest
+            .max(number(arch).map_err(|_| format!("CONSONANCE_CUDA_ARCHS: `{arch}` is no architecture"))?);
         command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
     }
     command.arg(format!("-gencode=arch=compute_{newest},code=compute_{newest}"));
