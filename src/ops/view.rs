@@ -203,6 +203,23 @@ pub(crate) fn mask(
     }
 }
 
+/// Reads weights `[len]`: `f32`, `f16` or `bf16`, as `f32`.
+///
+/// # Errors
+/// [`Error::Rank`], [`Error::DType`], [`Error::Device`], and [`Error::Argument`] for another length.
+pub(crate) fn weights(
+    op: &'static str,
+    argument: &'static str,
+    tensor: &Tensor,
+    len: usize,
+) -> Result<Vec<f32>> {
+    check_vector(op, argument, tensor, len)?;
+    match tensor.dtype() {
+        DType::F32 | DType::F16 | DType::BF16 => vector(&tensor.detach().to_dtype(DType::F32)?),
+        got => Err(Error::DType { op, argument, got, expected: FLOATS }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +292,7 @@ mod tests {
         assert!(matches!(labels("test", "l", &u, 5), Err(Error::Argument(_))));
         let float = Tensor::new(&[0.5f32], &device).unwrap();
         assert!(matches!(labels("test", "l", &float, 1), Err(Error::DType { .. })));
+        assert_eq!(weights("test", "w", &float, 1).unwrap(), [0.5]);
         let m = Tensor::new(&[0u8, 1, 2], &device).unwrap();
         assert_eq!(mask("test", "m", &m, 3).unwrap(), [false, true, true]);
         assert!(matches!(mask("test", "m", &u, 4), Err(Error::DType { .. })));
