@@ -81,9 +81,10 @@ pub(crate) fn view_row<'s>(rows: &Rows<'s>, row: usize, buffer: &'s mut Vec<f32>
     }
 }
 
-fn inverse_norms(rows: &Rows<'_>, argument: &'static str) -> Result<Vec<f32>> {
+/// 1/‖o‖; 0 for rows without direction that `keep` does not need, as the empty slots of a bank.
+fn inverse_norms(rows: &Rows<'_>, argument: &'static str, keep: impl Fn(usize) -> bool) -> Result<Vec<f32>> {
     let (norms, bad): (Vec<f32>, Vec<usize>) = {
-        let norms: Vec<f32> = (0..rows.rows())
+        let mut norms: Vec<f32> = (0..rows.rows())
             .into_par_iter()
             .with_min_len(512)
             .map_init(Vec::new, |buffer, row| {
@@ -96,8 +97,15 @@ fn inverse_norms(rows: &Rows<'_>, argument: &'static str) -> Result<Vec<f32>> {
                 }
             })
             .collect();
-        let bad = norms.iter().position(|n| !(n.is_finite() && *n > 0.0));
-        (norms, bad.into_iter().collect())
+        let mut bad = Vec::new();
+        for (row, norm) in norms.iter_mut().enumerate().filter(|(_, n)| !(n.is_finite() && **n > 0.0)) {
+            if keep(row) {
+                bad.push(row);
+                break;
+            }
+            *norm = 0.0;
+        }
+        (norms, bad)
     };
     let Some(&row) = bad.first() else { return Ok(norms) };
     let mut buffer = Vec::new();
@@ -178,7 +186,10 @@ impl Plan {
             _ => None,
         };
         let inverse_norms = match &pairs.affinity {
-            Some(a) => Some((inverse_norms(&a.queries, "old_queries")?, inverse_norms(&a.keys, "old_keys")?)),
+            Some(a) => Some((
+                inverse_norms(&a.queries, "old_queries", |_| true)?,
+                inverse_norms(&a.keys, "old_keys", can)?,
+            )),
             None => None,
         };
         Ok(Self {
