@@ -1,1 +1,4 @@
+mod layers;
+mod network;
+mod random;
 fn main() {}
