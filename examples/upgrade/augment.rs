@@ -102,9 +102,9 @@ fn warp(image: &[u8], (height, width): (usize, usize), how: &Augmentation, draws
             let (fu, fv) = (u - left as f32, v - top as f32);
             let at = |y: usize, x: usize, c: usize| level(image[(y * width + x) * 3 + c]);
             for c in 0..3 {
-                let above = (at(top, right, c) - at(top, left, c)).mul_add(fu, at(top, left, c));
-                let below = (at(bottom, right, c) - at(bottom, left, c)).mul_add(fu, at(bottom, left, c));
-                out[(y * width + x) * 3 + c] = (below - above).mul_add(fv, above);
+                let above = (at(top, right, c) - at(top, left, c)) * fu + at(top, left, c);
+                let below = (at(bottom, right, c) - at(bottom, left, c)) * fu + at(bottom, left, c);
+                out[(y * width + x) * 3 + c] = (below - above) * fv + above;
             }
         }
     }
@@ -128,7 +128,7 @@ fn recolor(how: &Augmentation, draws: &mut Draws, out: &mut [f32]) {
             p = [0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2]; 3];
         }
         for c in 0..3 {
-            pixel[c] = p[c].mul_add(gain[c], offset[c]);
+            pixel[c] = p[c] * gain[c] + offset[c];
         }
     }
 }

@@ -99,8 +99,8 @@ impl AdamW {
                 .zip(&grad)
                 .for_each(|(((value, mean), square), grad)| {
                     let g = grad * clip;
-                    *mean = b1.mul_add(*mean, (1.0 - b1) * g);
-                    *square = b2.mul_add(*square, (1.0 - b2) * g * g);
+                    *mean = b1 * *mean + (1.0 - b1) * g;
+                    *square = b2 * *square + (1.0 - b2) * g * g;
                     *value = *value * decay - step * *mean / ((*square * root).sqrt() + 1e-8);
                 });
             slot.var.set(&Tensor::from_vec(values, tensor.dims(), tensor.device())?)?;

@@ -1,0 +1,167 @@
+//! The training of one model: the classifier's loss, what a method adds to it, and a checkpoint after every epoch.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use consonance_datasets::Split;
+use consonance_methods::{Batch, CompatibleMethod, CosineClassifier, CosineClassifierConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::augment::{self, Augmentation};
+use crate::checkpoint::{self, Saved};
+use crate::network::{Architecture, Network};
+use crate::optimizer::{AdamW, Schedule};
+use crate::progress::Progress;
+use crate::random::Draws;
+use crate::{Failure, failure};
+
+/// Images that pass through a network at once when it only embeds.
+const EMBED_BATCH: usize = 256;
+/// Marks the keys of the sampling order.
+const ORDER: u64 = 0x6f72_6465;
+
+/// How a model is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Recipe {
+    pub(crate) architecture: Architecture,
+    pub(crate) epochs: usize,
+    pub(crate) batch: usize,
+    pub(crate) schedule: Schedule,
+    pub(crate) augmentation: Augmentation,
+    pub(crate) classifier: CosineClassifierConfig,
+}
+
+/// What a model is trained on, and by what.
+pub(crate) struct Lesson<'a> {
+    /// The row of the table, for the log.
+    pub(crate) name: String,
+    pub(crate) split: &'a Split,
+    pub(crate) size: (usize, usize),
+    /// Labels are below it.
+    pub(crate) classes: usize,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) seed: u64,
+    /// A method, and the old embeddings `[N, D]` of the split's images, unit norm.
+    pub(crate) method: Option<(Box<dyn CompatibleMethod>, Tensor)>,
+    /// Where the checkpoint goes.
+    pub(crate) checkpoint: Option<&'a Path>,
+}
+
+/// Embeddings `[n, D]` of unit norm of a split's images.
+pub(crate) fn embed(network: &Network, split: &Split) -> Result<Tensor, Failure> {
+    let mut out = Vec::with_capacity(split.len() * network.dim());
+    let all: Vec<usize> = (0..split.len()).collect();
+    for indices in all.chunks(EMBED_BATCH) {
+        out.extend(network.embed(augment::plain(split, indices))?);
+    }
+    for row in out.chunks_exact_mut(network.dim()) {
+        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+        if !(norm.is_finite() && norm > 0.0) {
+            return Err(failure("an embedding has no direction; lower the learning rate"));
+        }
+        row.iter_mut().for_each(|x| *x /= norm);
+    }
+    Ok(Tensor::from_vec(out, (split.len(), network.dim()), &Device::Cpu)?)
+}
+
+/// Rows of unit norm, differentiable.
+fn unit_rows(x: &Tensor) -> candle_core::Result<Tensor> {
+    x.broadcast_div(&(x.sqr()?.sum_keepdim(1)? + 1e-12)?.sqrt()?)
+}
+
+/// Trains a model, from its checkpoint on if there is one.
+pub(crate) fn train(lesson: &mut Lesson<'_>, progress: &Progress) -> Result<Network, Failure> {
+    let (recipe, split) = (lesson.recipe, lesson.split);
+    let (height, width) = lesson.size;
+    let device = &Device::Cpu;
+    let network = Network::new(&recipe.architecture, height, width, lesson.seed)?;
+    let settings = recipe.classifier.clone();
+    let classifier = CosineClassifier::new(lesson.classes, network.dim(), settings, lesson.seed, device)?;
+    let mut variables = vec![("network".to_owned(), network.parameters().clone())];
+    let named = |prefix: &'static str| move |(i, var)| (format!("{prefix}.{i}"), var);
+    variables.extend(classifier.variables().into_iter().enumerate().map(named("classifier")));
+    if let Some((method, _)) = &lesson.method {
+        variables.extend(method.variables().into_iter().enumerate().map(named("method")));
+    }
+    let mut optimizer = AdamW::new(recipe.schedule.clone(), variables);
+
+    let mut first = 0;
+    if let Some(path) = lesson.checkpoint.filter(|path| path.exists()) {
+        let saved = Saved::load(path)?;
+        first = saved.number("epochs")?;
+        let tensor = |name: &str| saved.tensor(name).map_err(candle_core::Error::wrap);
+        optimizer.restore(saved.number("steps")?, tensor)?;
+        network.set_running(saved.tensor("running")?.to_vec1()?)?;
+        if let Some((method, _)) = &mut lesson.method {
+            method.restore(&saved.under("state."))?;
+        }
+    }
+
+    let labels = split.identities();
+    let batches = (split.len() as f64 / recipe.batch as f64).round().max(1.0) as usize;
+    let bar = progress.training(&lesson.name, recipe.epochs, batches, first);
+    for epoch in first..recipe.epochs {
+        if let Some((method, _)) = &mut lesson.method {
+            let wanted = method.wants_embeddings(epoch, recipe.epochs);
+            let now = if wanted { Some(embed(&network, split)?) } else { None };
+            method.start_epoch(epoch, recipe.epochs, now.as_ref())?;
+        }
+        let order = Draws::new(&[lesson.seed, ORDER, epoch as u64]).permutation(split.len());
+        for b in 0..batches {
+            // Batches differ by at most one image: batch statistics of a short rest would be noise.
+            let rows = &order[b * split.len() / batches..(b + 1) * split.len() / batches];
+            let key = [lesson.seed, epoch as u64];
+            let images = augment::augmented(split, lesson.size, rows, key, &recipe.augmentation);
+            let new = unit_rows(&network.forward(images)?)?;
+            let of_rows: Vec<u32> = rows.iter().map(|&i| labels[i]).collect();
+            let of_rows = Tensor::from_vec(of_rows, rows.len(), device)?;
+            let share = (epoch * batches + b) as f64 / (recipe.epochs * batches) as f64;
+            let loss = match &mut lesson.method {
+                None => classifier.loss(&new, &of_rows)?,
+                Some((method, bank)) => {
+                    let indices: Vec<u32> = rows.iter().map(|&i| i as u32).collect();
+                    let indices = Tensor::from_vec(indices, rows.len(), device)?;
+                    let batch = Batch {
+                        new: &new,
+                        old: &bank.index_select(&indices, 0)?,
+                        labels: &of_rows,
+                        indices: &indices,
+                        progress: share,
+                        epoch,
+                        epochs: recipe.epochs,
+                    };
+                    let own = method.classification_weight();
+                    let terms = method.terms(&batch, &classifier)?;
+                    match own {
+                        0.0 => terms.total,
+                        _ => ((classifier.loss(&method.mix(&batch)?, &of_rows)? * own)? + terms.total)?,
+                    }
+                }
+            };
+            let value = f64::from(loss.to_scalar::<f32>()?);
+            if !value.is_finite() {
+                return Err(failure(format!("{}, epoch {}: the loss is {value}", lesson.name, epoch + 1)));
+            }
+            optimizer.step(&loss.backward()?, share)?;
+            bar.step(value);
+        }
+        bar.epoch(epoch);
+        if let Some(path) = lesson.checkpoint {
+            let mut tensors = optimizer.state()?;
+            let running = network.running();
+            tensors.push(("running".into(), Tensor::from_slice(&running, running.len(), device)?));
+            if let Some((method, _)) = &lesson.method {
+                tensors.extend(method.state()?.into_iter().map(|(name, t)| (format!("state.{name}"), t)));
+            }
+            tensors.sort_by(|a, b| a.0.cmp(&b.0));
+            let notes = HashMap::from([
+                ("epochs".to_owned(), (epoch + 1).to_string()),
+                ("steps".to_owned(), optimizer.steps().to_string()),
+            ]);
+            checkpoint::save(path, &tensors, &notes)?;
+        }
+    }
+    bar.finish();
+    Ok(network)
+}
