@@ -1,0 +1,257 @@
+//! What a run is asked to do, and the configuration that its folder keeps.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use consonance_datasets::Dataset;
+use consonance_methods::{CosineClassifierConfig, Margin, MethodConfig};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::augment::Augmentation;
+use crate::network::Architecture;
+use crate::optimizer::Schedule;
+use crate::trainer::Recipe;
+use crate::{Failure, failure};
+
+/// Upgrade an embedding model without re-indexing: trains an old model on 30 % of the identities and wider new models
+/// on all of them, and measures whether new queries find their matches among the old model's stored embeddings.
+#[derive(Debug, Parser)]
+#[command(name = "upgrade", about, long_about = None)]
+pub(crate) struct Arguments {
+    /// A data set laid out like Market-1501 (bounding_box_train, query, bounding_box_test); the Emoji-ID set that ships
+    /// with the repository otherwise.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Height and width of the images that --data reads, in pixels.
+    #[arg(long, value_name = "HxW", default_value = "64x32", value_parser = size, requires = "data")]
+    pub(crate) size: (usize, usize),
+    /// Rows of the table beside the old model: `default`, `all`, or names separated by commas (independent, procrustes,
+    /// bct, neighborhood-consensus, ...).
+    #[arg(long, value_name = "NAMES", default_value = "default")]
+    pub(crate) methods: String,
+    /// Epochs of every new model; the old one has fewer images and gets twice as many.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) epochs: usize,
+    /// A number of seeds (1, 2, ...), or a list of them separated by commas.
+    #[arg(long, value_name = "SEEDS", default_value = "1")]
+    pub(crate) seeds: String,
+    /// The folder for the table, the plots, the embeddings and the checkpoints.
+    #[arg(long, value_name = "DIR", default_value = "target/upgrade")]
+    pub(crate) out: PathBuf,
+    /// Continue the run in --out where it was killed.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Gives this share of the old embeddings wrong labels, and adds what the credibility filter makes of them.
+    #[arg(long, value_name = "FRACTION", value_parser = share)]
+    pub(crate) label_noise: Option<f64>,
+    /// Threads; all cores otherwise. The results do not depend on it.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let sides = text.split_once('x').and_then(|(h, w)| Some((h.parse().ok()?, w.parse().ok()?)));
+    match sides {
+        Some((h, w)) if h >= 16 && w >= 16 && h <= 1024 && w <= 1024 && h % 8 == 0 && w % 8 == 0 => Ok((h, w)),
+        _ => Err(format!("got {text:?}, expected HEIGHTxWIDTH, both multiples of 8 from 16 to 1024, as 64x32")),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(x) if x > 0.0 && x < 1.0 => Ok(x),
+        _ => Err(format!("got {text:?}, expected a number between 0 and 1")),
+    }
+}
+
+/// A row of the table beside the old model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Row {
+    /// The new model trained alone.
+    Independent,
+    /// The same, mapped onto the old space afterwards.
+    Procrustes,
+    /// The new model trained with a method.
+    Method(MethodConfig),
+}
+
+/// Rows without a method of their own.
+const PLAIN: [&str; 2] = ["independent", "procrustes"];
+/// Rows that `--methods default` asks for.
+const DEFAULT: [&str; 4] = ["independent", "procrustes", "bct", "neighborhood-consensus"];
+
+impl Row {
+    /// Rows of a `--methods` value, in the order of the list.
+    fn parse(text: &str) -> Result<Vec<Self>, Failure> {
+        let names: Vec<&str> = match text {
+            "default" => DEFAULT.to_vec(),
+            "all" => {
+                // The method that this is about comes last, below what it is compared with.
+                let (ours, others): (Vec<&str>, Vec<&str>) =
+                    MethodConfig::NAMES.iter().partition(|name| **name == DEFAULT[3]);
+                PLAIN.into_iter().chain(others).chain(ours).collect()
+            }
+            list => list.split(',').map(str::trim).filter(|name| !name.is_empty()).collect(),
+        };
+        let mut rows: Vec<Self> = Vec::new();
+        for name in names {
+            let row = match name {
+                "old" => continue,
+                "independent" => Self::Independent,
+                "procrustes" => Self::Procrustes,
+                _ => Self::Method(MethodConfig::by_name(name).map_err(|_| {
+                    let known = PLAIN.iter().chain(MethodConfig::NAMES).copied().collect::<Vec<_>>().join(", ");
+                    failure(format!("--methods: got `{name}`, expected default, all, or names among {known}"))
+                })?),
+            };
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+        match rows.is_empty() {
+            true => Err(failure(format!("--methods: got {text:?}, expected at least one name"))),
+            false => Ok(rows),
+        }
+    }
+}
+
+fn seeds(text: &str) -> Result<Vec<u64>, Failure> {
+    let wrong = || failure(format!("--seeds: got {text:?}, expected a number above 0 or a list as 1,2,3"));
+    let parsed: Option<Vec<u64>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+    let mut list = parsed.ok_or_else(wrong)?;
+    if let &[count] = list.as_slice() {
+        if count == 0 || count > 1000 {
+            return Err(wrong());
+        }
+        list = (1..=count).collect();
+    }
+    let mut seen = list.clone();
+    seen.sort_unstable();
+    seen.dedup();
+    if seen.len() != list.len() { Err(wrong()) } else { Ok(list) }
+}
+
+/// Everything that decides the numbers of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Config {
+    /// The version of the program that wrote it.
+    pub(crate) version: String,
+    pub(crate) data: String,
+    /// SHA-256 of the images and labels.
+    pub(crate) data_digest: String,
+    pub(crate) methods: Vec<Row>,
+    pub(crate) seeds: Vec<u64>,
+    /// The share of the training identities that the old model is trained on.
+    pub(crate) old_share: f64,
+    pub(crate) label_noise: Option<f64>,
+    pub(crate) old: Recipe,
+    pub(crate) new: Recipe,
+}
+
+impl Config {
+    /// The configuration that the arguments ask for.
+    pub(crate) fn new(arguments: &Arguments, data: &Dataset) -> Result<Self, Failure> {
+        if arguments.epochs == 0 {
+            return Err(failure("--epochs: got 0, expected at least 1"));
+        }
+        let architecture = |width| Architecture { width, stages: 3, dim: 64, fold: true, grid: 2, residual: 0b100 };
+        let recipe = |width, epochs| Recipe {
+            architecture: architecture(width),
+            epochs,
+            batch: 64,
+            schedule: Schedule::default(),
+            augmentation: Augmentation::default(),
+            classifier: CosineClassifierConfig { scale: 20.0, margin: Margin::Cosine(0.2) },
+        };
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            data: data.name.clone(),
+            data_digest: data.digest.clone(),
+            methods: Row::parse(&arguments.methods)?,
+            seeds: seeds(&arguments.seeds)?,
+            old_share: 0.3,
+            label_noise: arguments.label_noise,
+            old: recipe(16, 2 * arguments.epochs),
+            new: recipe(32, arguments.epochs),
+        })
+    }
+
+    /// Compares with the configuration in a run's folder.
+    ///
+    /// # Errors
+    /// Names the first field that differs, what the folder has and what this run asks for.
+    pub(crate) fn check_same(&self, path: &Path) -> Result<(), Failure> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).map_err(|e| failure(format!("{shown}: {e}")))?;
+        let theirs: Value = serde_json::from_str(&text)
+            .map_err(|e| failure(format!("{shown}: not the configuration of a run: {e}")))?;
+        // Through text, so that both sides have the same numbers.
+        let ours: Value = serde_json::from_str(&self.to_json()?)?;
+        match difference("", &theirs, &ours) {
+            None => Ok(()),
+            Some((field, theirs, ours)) => Err(failure(format!(
+                "--resume: `{shown}` is a run of another configuration: `{field}` is {theirs} there and {ours} here; \
+                 repeat its arguments, choose another --out, or leave --resume away to start over"
+            ))),
+        }
+    }
+
+    /// As it stands in the folder.
+    pub(crate) fn to_json(&self) -> Result<String, Failure> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+}
+
+/// The first field, in the order of its name, in which two values differ.
+fn difference(at: &str, a: &Value, b: &Value) -> Option<(String, String, String)> {
+    let inner = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();
+            let get = |map: &serde_json::Map<String, Value>, key: &str| map.get(key).cloned().unwrap_or(Value::Null);
+            keys.into_iter().find_map(|key| difference(&inner(key), &get(x, key), &get(y, key)))
+        }
+        (Value::Array(x), Value::Array(y)) if x.len() == y.len() => {
+            x.iter().zip(y).enumerate().find_map(|(i, (x, y))| difference(&inner(&i.to_string()), x, y))
+        }
+        _ if a == b => None,
+        _ => Some((at.to_owned(), a.to_string(), b.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_named_by_its_path() {
+        let a = serde_json::json!({"new": {"epochs": 10, "layers": [1, 2]}, "seeds": [1]});
+        let b = serde_json::json!({"new": {"epochs": 10, "layers": [1, 3]}, "seeds": [1]});
+        let found = difference("", &a, &b);
+        assert_eq!(found, Some(("new.layers.1".into(), "2".into(), "3".into())));
+        assert_eq!(difference("", &a, &a), None);
+    }
+
+    #[test]
+    fn seeds_are_a_number_or_a_list() -> Result<(), Failure> {
+        assert_eq!(seeds("3")?, [1, 2, 3]);
+        assert_eq!(seeds("7, 9")?, [7, 9]);
+        for wrong in ["0", "", "a", "1,1", "-1", "1,"] {
+            let message = seeds(wrong).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(message.contains("--seeds"), "{wrong}: {message}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn rows_are_found_by_name_and_unknown_ones_are_named() -> Result<(), Failure> {
+        assert_eq!(Row::parse("default")?.len(), 4);
+        assert_eq!(Row::parse("all")?.len(), 2 + MethodConfig::NAMES.len());
+        assert_eq!(Row::parse("independent, procrustes,independent")?, [Row::Independent, Row::Procrustes]);
+        let message = Row::parse("bct,nonsense").err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains("`nonsense`") && message.contains("procrustes"), "{message}");
+        Ok(())
+    }
+}
