@@ -34,15 +34,15 @@ pub(crate) struct Augmentation {
 impl Default for Augmentation {
     fn default() -> Self {
         Self {
-            rotation: 15.0,
-            zoom: 0.25,
-            shear: 0.15,
+            rotation: 10.0,
+            zoom: 0.15,
+            shear: 0.1,
             shift: 0.1,
             color: 0.4,
-            gray: 0.2,
-            invert: 0.1,
-            permute: 0.2,
-            erase: 0.3,
+            gray: 0.1,
+            invert: 0.0,
+            permute: 0.1,
+            erase: 0.0,
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Retrieval on the test identities: mAP, CMC@1, and the value while the gallery is refreshed.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
+use consonance::{RankingOptions, ranking};
 use consonance_datasets::{Dataset, Split};
 use consonance_metrics::RefreshCurve;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
@@ -13,8 +13,6 @@ use crate::trainer::embed;
 
 /// Steps of a hot-refresh curve.
 const REFRESH_STEPS: usize = 10;
-/// Queries whose scores are at hand at once.
-const ROWS: usize = 64;
 
 /// What one model makes of the test images, unit norm.
 #[derive(Debug, Clone)]
@@ -48,44 +46,14 @@ pub(crate) struct Score {
     pub(crate) first: f64,
 }
 
-/// Searches every query in the gallery; items of the query's own identity and camera are left out, and queries without a
-/// match are skipped. At equal scores wrong items come first, so that a collapsed model cannot look good.
+/// Searches every query in the gallery, as re-identification does: items of the query's own identity and camera are in no
+/// list, and queries without a match are skipped.
 pub(crate) fn search(data: &Dataset, query: &Tensor, gallery: &Tensor) -> Result<Score, Failure> {
-    let (items, keys) = (data.query.items(), data.gallery.items());
-    let (n, dim) = gallery.dims2()?;
-    let (queries, gallery) = (flat(query)?, flat(gallery)?);
-    let per_query: Vec<(f64, f64)> = queries
-        .par_chunks(ROWS * dim)
-        .enumerate()
-        .flat_map_iter(|(block, queries)| {
-            let rows = queries.len() / dim;
-            let mut scores = vec![0.0; rows * n];
-            consonance_cpu::tile::scores((rows, n, dim), (queries, dim), (&gallery, dim), (&mut scores, n));
-            let one = |r: usize| {
-                let (item, scores) = (&items[block * ROWS + r], &scores[r * n..][..n]);
-                let own = |j: usize| keys[j].identity == item.identity;
-                let mut hits: Vec<f32> =
-                    (0..n).filter(|&j| own(j) && keys[j].camera != item.camera).map(|j| scores[j]).collect();
-                hits.sort_by(|a, b| b.total_cmp(a));
-                // Wrong items above each hit but below the one before.
-                let mut wrong = vec![0usize; hits.len() + 1];
-                for j in (0..n).filter(|&j| !own(j)) {
-                    wrong[hits.partition_point(|hit| *hit > scores[j])] += 1;
-                }
-                let mut above = 0;
-                let precision = hits.iter().enumerate().map(|(k, _)| {
-                    above += wrong[k];
-                    (k + 1) as f64 / (k + 1 + above) as f64
-                });
-                let precision = precision.sum::<f64>() / hits.len() as f64;
-                (!hits.is_empty()).then_some((precision, f64::from(u8::from(wrong[0] == 0))))
-            };
-            (0..rows).filter_map(one).collect::<Vec<_>>()
-        })
-        .collect();
-    let count = per_query.len().max(1) as f64;
-    let mean = |f: fn(&(f64, f64)) -> f64| per_query.iter().map(f).sum::<f64>() / count;
-    Ok(Score { map: mean(|q| q.0), first: mean(|q| q.1) })
+    let cameras = |split: &Split| Tensor::new(split.cameras(), &Device::Cpu);
+    let options = RankingOptions::new(&labels(&data.query)?, &labels(&data.gallery)?)
+        .exclude_same_camera(&cameras(&data.query)?, &cameras(&data.gallery)?);
+    let found = ranking(query, gallery, &options)?;
+    Ok(Score { map: found.mean_average_precision(), first: found.cmc(1) })
 }
 
 fn flat(x: &Tensor) -> Result<Vec<f32>, Failure> {
@@ -113,5 +81,5 @@ pub(crate) fn refresh(data: &Dataset, new: &Embedded, old: &Tensor, seed: u64) -
 
 /// Class labels of a split `[n]`, u32.
 pub(crate) fn labels(split: &Split) -> Result<Tensor, Failure> {
-    Ok(Tensor::new(split.identities(), &candle_core::Device::Cpu)?)
+    Ok(Tensor::new(split.identities(), &Device::Cpu)?)
 }

@@ -23,7 +23,7 @@ pub(crate) struct Schedule {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { rate: 4e-3, weight_decay: 0.05, beta1: 0.9, beta2: 0.99, warm_up: 0.15, clip: 5.0 }
+        Self { rate: 1.6e-2, weight_decay: 0.05, beta1: 0.9, beta2: 0.99, warm_up: 0.15, clip: 5.0 }
     }
 }
 

@@ -156,7 +156,7 @@ impl Config {
         if arguments.epochs == 0 {
             return Err(failure("--epochs: got 0, expected at least 1"));
         }
-        let architecture = |width| Architecture { width, stages: 3, dim: 64, fold: true, grid: 2, residual: 0b100 };
+        let architecture = |width| Architecture { width, stages: 3, dim: 64, fold: true, grid: 4, residual: 0b010 };
         let recipe = |width, epochs| Recipe {
             architecture: architecture(width),
             epochs,
@@ -174,7 +174,7 @@ impl Config {
             old_share: 0.3,
             label_noise: arguments.label_noise,
             old: recipe(16, 2 * arguments.epochs),
-            new: recipe(32, arguments.epochs),
+            new: recipe(24, arguments.epochs),
         })
     }
 

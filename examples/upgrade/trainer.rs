@@ -165,3 +165,110 @@ pub(crate) fn train(lesson: &mut Lesson<'_>, progress: &Progress) -> Result<Netw
     bar.finish();
     Ok(network)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use consonance_datasets::emoji_id;
+    use consonance_methods::{MethodConfig, OldBank, Terms, build};
+
+    /// Another method until `until`, then an error: what a kill looks like from inside.
+    #[derive(Debug)]
+    struct Killed {
+        method: Box<dyn CompatibleMethod>,
+        until: usize,
+    }
+
+    impl CompatibleMethod for Killed {
+        fn name(&self) -> &'static str {
+            "killed"
+        }
+
+        fn terms(&mut self, batch: &Batch<'_>, classifier: &CosineClassifier) -> consonance_methods::Result<Terms> {
+            if batch.epoch >= self.until {
+                return Err(candle_core::Error::Msg("killed".into()).into());
+            }
+            self.method.terms(batch, classifier)
+        }
+
+        fn variables(&self) -> Vec<candle_core::Var> {
+            self.method.variables()
+        }
+
+        fn state(&self) -> consonance_methods::Result<consonance_methods::State> {
+            self.method.state()
+        }
+
+        fn restore(&mut self, state: &consonance_methods::State) -> consonance_methods::Result<()> {
+            self.method.restore(state)
+        }
+    }
+
+    fn recipe() -> Recipe {
+        Recipe {
+            architecture: Architecture { width: 8, stages: 2, dim: 16, fold: true, grid: 2, residual: 0b10 },
+            epochs: 3,
+            batch: 16,
+            schedule: Schedule::default(),
+            augmentation: Augmentation::default(),
+            classifier: CosineClassifierConfig::default(),
+        }
+    }
+
+    #[test]
+    fn a_killed_run_continues_to_the_same_bits() -> Result<(), Failure> {
+        let data = emoji_id()?;
+        let split = data.train.filter(|item| item.identity < 12);
+        let recipe = recipe();
+        let folder = tempfile::tempdir()?;
+        let old = Network::new(&recipe.architecture, data.height, data.width, 9)?;
+        let bank = embed(&old, &split)?;
+        let labels = Tensor::new(split.identities(), &Device::Cpu)?;
+        let method = || -> Result<Box<dyn CompatibleMethod>, Failure> {
+            let bank = OldBank { embeddings: &bank, labels: &labels, classes: 12, dimension: 16, seed: 5 };
+            Ok(build(&MethodConfig::by_name("adv-bct").or_else(|_| MethodConfig::by_name("bct"))?, &bank)?)
+        };
+        let run = |file: &str, until: usize| -> Result<Vec<f32>, Failure> {
+            let path = folder.path().join(file);
+            let mut lesson = Lesson {
+                name: "test".into(),
+                split: &split,
+                size: (data.height, data.width),
+                classes: 12,
+                recipe: &recipe,
+                seed: 5,
+                method: Some((Box::new(Killed { method: method()?, until }), bank.clone())),
+                checkpoint: Some(&path),
+            };
+            let network = train(&mut lesson, &Progress::new())?;
+            Ok(embed(&network, &split)?.flatten_all()?.to_vec1()?)
+        };
+        let straight = run("straight", 9)?;
+        for until in [1, 2] {
+            let file = format!("killed-{until}");
+            assert!(run(&file, until).is_err());
+            assert!(run(&file, 9)? == straight, "killed in epoch {}", until + 1);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_foreign_checkpoint_is_an_error_that_names_the_file() -> Result<(), Failure> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("checkpoint.safetensors");
+        for bytes in [b"no safetensors at all".as_slice(), b""] {
+            std::fs::write(&path, bytes)?;
+            let message = Saved::load(&path).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(message.contains("checkpoint.safetensors"), "{message}");
+        }
+        let tensors = [("x".to_owned(), Tensor::new(&[1f32, 2.0], &Device::Cpu)?)];
+        checkpoint::save(&path, &tensors, &HashMap::new())?;
+        let saved = Saved::load(&path)?;
+        assert_eq!(saved.tensor("x")?.to_vec1::<f32>()?, [1.0, 2.0]);
+        assert!(saved.tensor("y").is_err() && saved.number("epochs").is_err());
+        let whole = std::fs::read(&path)?;
+        std::fs::write(&path, &whole[..whole.len() - 1])?;
+        assert!(Saved::load(&path).is_err());
+        Ok(())
+    }
+}
