@@ -14,6 +14,7 @@ mod checkpoint;
 mod evaluate;
 mod layers;
 mod network;
+mod noise;
 mod optimizer;
 mod options;
 mod progress;
@@ -93,7 +94,7 @@ fn work(arguments: &Arguments) -> Result<(), Failure> {
         rows.extend(run.rows(&old)?);
         tables.push(rows);
         if let Some(share) = config.label_noise {
-            let _ = share; noises.push(());
+            noises.push(noise::noise(&run, &old, share)?);
         }
     }
     let title = format!("{}: test identities, {} seed(s)", data.name, config.seeds.len());
@@ -102,7 +103,7 @@ fn work(arguments: &Arguments) -> Result<(), Failure> {
     table.write(out, format!("cargo run --release --example upgrade -- {}", command.join(" ")).trim_end_matches(" -- "))?;
     println!("{}", table.report()?.to_terminal());
     if let Some(share) = config.label_noise {
-        let _ = share;
+        println!("{}", noise::report(&noises, share, out)?.to_terminal());
     }
     println!("written to {}: table.md, table.csv, hot-refresh.svg and more", out.display());
     Ok(())

@@ -253,6 +253,36 @@ mod tests {
     }
 
     #[test]
+    fn threads_do_not_change_a_trained_model() -> Result<(), Failure> {
+        let data = emoji_id()?;
+        let split = data.train.filter(|item| item.identity < 12);
+        let recipe = Recipe { epochs: 1, ..recipe() };
+        let mut seen: Option<Vec<f32>> = None;
+        for threads in [1, 2, 8] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+            let now = pool.install(|| -> Result<Vec<f32>, Failure> {
+                let mut lesson = Lesson {
+                    name: "test".into(),
+                    split: &split,
+                    size: (data.height, data.width),
+                    classes: 12,
+                    recipe: &recipe,
+                    seed: 1,
+                    method: None,
+                    checkpoint: None,
+                };
+                let network = train(&mut lesson, &Progress::new())?;
+                Ok(embed(&network, &split)?.flatten_all()?.to_vec1()?)
+            })?;
+            match &seen {
+                Some(first) => assert!(*first == now, "{threads} threads"),
+                None => seen = Some(now),
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     fn a_foreign_checkpoint_is_an_error_that_names_the_file() -> Result<(), Failure> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("checkpoint.safetensors");
