@@ -1,5 +1,7 @@
 //! The contrastive loss takes no memory of the size queries × keys: in its own binary, as it counts every allocation.
 
+#![allow(clippy::unwrap_used)] // the helpers of a test may panic as the test may
+
 use candle_core::{Device, Tensor, Var};
 use consonance::{AffinityMap, ContrastOptions, OtherPositives, Pairs, Temperature, contrast};
 use consonance_testkit::allocation::{Counting, peak_extra};

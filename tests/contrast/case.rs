@@ -9,13 +9,13 @@ use consonance::{
 use consonance_reference::contrast as reference;
 use consonance_testkit::data;
 
-pub const U: f64 = 1.0 / 16_777_216.0;
+pub(crate) const U: f64 = 1.0 / 16_777_216.0;
 
 /// Exponentials below the smallest normal number are 0.
 const FLUSH: f64 = f32::MIN_POSITIVE as f64;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Rule {
+pub(crate) enum Rule {
     Labels(u32),
     Diagonal,
     Lists { weighted: bool },
@@ -25,33 +25,33 @@ pub enum Rule {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Tau {
+pub(crate) enum Tau {
     Fixed(f64),
     Scalar(f64),
     PerRow(f64),
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Spec {
-    pub b: usize,
-    pub n: usize,
-    pub d: usize,
-    pub seed: u64,
-    pub rule: Rule,
-    pub affinity: Option<AffinityMap>,
-    pub valid: bool,
-    pub credible: bool,
-    pub denominator_weights: bool,
-    pub same_id: bool,
-    pub leave_out: bool,
-    pub options: ContrastOptions,
-    pub tau: Tau,
-    pub dtype: DType,
-    pub unit: bool,
+pub(crate) struct Spec {
+    pub(crate) b: usize,
+    pub(crate) n: usize,
+    pub(crate) d: usize,
+    pub(crate) seed: u64,
+    pub(crate) rule: Rule,
+    pub(crate) affinity: Option<AffinityMap>,
+    pub(crate) valid: bool,
+    pub(crate) credible: bool,
+    pub(crate) denominator_weights: bool,
+    pub(crate) same_id: bool,
+    pub(crate) leave_out: bool,
+    pub(crate) options: ContrastOptions,
+    pub(crate) tau: Tau,
+    pub(crate) dtype: DType,
+    pub(crate) unit: bool,
 }
 
 impl Spec {
-    pub fn new(b: usize, n: usize, d: usize) -> Self {
+    pub(crate) fn new(b: usize, n: usize, d: usize) -> Self {
         Self {
             b,
             n,
@@ -71,36 +71,36 @@ impl Spec {
         }
     }
 
-    pub fn left_out(mut self) -> Self {
+    pub(crate) fn left_out(mut self) -> Self {
         self.options.other_positives = OtherPositives::LeftOut;
         self
     }
 
-    pub fn weight_sum(mut self) -> Self {
+    pub(crate) fn weight_sum(mut self) -> Self {
         self.options.normalizer = Normalizer::WeightSum;
         self
     }
 }
 
 /// The numbers of a problem, and its pairs as tensors and as the reference's matrices.
-pub struct Case {
-    pub spec: Spec,
-    pub queries: Tensor,
-    pub keys: Tensor,
-    pub temperatures: Vec<f32>,
-    pub pairs: Pairs,
-    pub full: reference::Pairs,
+pub(crate) struct Case {
+    pub(crate) spec: Spec,
+    pub(crate) queries: Tensor,
+    pub(crate) keys: Tensor,
+    pub(crate) temperatures: Vec<f32>,
+    pub(crate) pairs: Pairs,
+    pub(crate) full: reference::Pairs,
 }
 
-pub fn wide(t: &Tensor) -> Vec<f64> {
+pub(crate) fn wide(t: &Tensor) -> Vec<f64> {
     t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-pub fn narrow(t: &Tensor) -> Vec<f32> {
+pub(crate) fn narrow(t: &Tensor) -> Vec<f32> {
     t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-pub fn u32s(x: &[u32]) -> Tensor {
+pub(crate) fn u32s(x: &[u32]) -> Tensor {
     Tensor::new(x, &Device::Cpu).unwrap()
 }
 
@@ -127,7 +127,7 @@ fn neighbors(b: usize, n: usize, seed: u64) -> Vec<u32> {
 }
 
 impl Case {
-    pub fn new(spec: Spec) -> Self {
+    pub(crate) fn new(spec: Spec) -> Self {
         let Spec { b, n, d, seed, .. } = spec;
         let make = |rows, cols, seed| match spec.unit {
             true => data::unit(rows, cols, seed),
@@ -192,7 +192,7 @@ impl Case {
         Self { spec, queries, keys, temperatures, pairs, full }
     }
 
-    pub fn temperature(&self) -> (Temperature, Option<Var>) {
+    pub(crate) fn temperature(&self) -> (Temperature, Option<Var>) {
         let learned = |t: Tensor| {
             let var = Var::from_tensor(&t).unwrap();
             (Temperature::Learned(var.as_tensor().clone()), Some(var))
@@ -204,12 +204,12 @@ impl Case {
         }
     }
 
-    pub fn loss(&self) -> Contrast {
+    pub(crate) fn loss(&self) -> Contrast {
         contrast(&self.queries, &self.keys, &self.temperature().0, &self.pairs, &self.spec.options).unwrap()
     }
 
     /// Loss and all gradients of Σ g_i L_i against the reference; the worst |difference| / bound.
-    pub fn worst_ratio(&self) -> f64 {
+    pub(crate) fn worst_ratio(&self) -> f64 {
         let Spec { b, n, d, .. } = self.spec;
         let (queries, keys) =
             (Var::from_tensor(&self.queries).unwrap(), Var::from_tensor(&self.keys).unwrap());

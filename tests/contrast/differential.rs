@@ -88,7 +88,7 @@ fn several_splits_of_the_keys() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn ragged_shapes_agree_with_the_reference(
         b in prop::sample::select(vec![1usize, 2, 13, 16, 17, 63, 65, 257, 301]),

@@ -233,8 +233,8 @@ impl Problem<'_> {
             if left_out {
                 let q = |j: usize| 1.0 / (1.0 + (s[j] - lse).exp());
                 let mass: f64 = (0..n).map(|j| a(j) * q(j)).sum();
-                for j in 0..n {
-                    let margin = lse - s[j];
+                for (j, score) in s.iter().enumerate() {
+                    let margin = lse - score;
                     let softplus =
                         if margin > 0.0 { margin + (-margin).exp().ln_1p() } else { margin.exp().ln_1p() };
                     out.per_row[i] += if positive(j) { a(j) * softplus } else { 0.0 };
@@ -242,8 +242,8 @@ impl Problem<'_> {
                 }
             } else {
                 let mass: f64 = (0..n).map(a).sum();
-                for j in 0..n {
-                    out.per_row[i] += if positive(j) { a(j) * (lse - s[j]) } else { 0.0 };
+                for (j, score) in s.iter().enumerate() {
+                    out.per_row[i] += if positive(j) { a(j) * (lse - score) } else { 0.0 };
                     out.coefficients[at(j)] = mass * p(j) - a(j);
                 }
             }
