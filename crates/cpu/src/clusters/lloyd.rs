@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    nearest::Centers,
+    nearest::{Centers, Scratch},
     points::{Points, TILE, squared_distance_inline},
     segments::counting_sort,
 };
@@ -133,13 +133,13 @@ fn assign(points: &Points<'_>, centers: &Centers, assignment: &mut [u32]) -> boo
         .par_chunks_mut(TILE)
         .enumerate()
         .map_init(
-            || (Vec::new(), Vec::new(), Vec::new()),
-            |(buffer, scores, best), (t, assignment)| {
+            || (Vec::new(), Scratch::default()),
+            |(buffer, scratch), (t, assignment)| {
                 let first = t * TILE;
                 let tile = points.tile(first..first + assignment.len(), buffer);
-                centers.nearest::<false>(tile, assignment.len(), scores, best);
+                centers.nearest::<false>(tile, assignment.len(), scratch);
                 let mut changed = false;
-                for (a, best) in assignment.iter_mut().zip(best.iter()) {
+                for (a, best) in assignment.iter_mut().zip(&scratch.best) {
                     changed |= *a != best.index;
                     *a = best.index;
                 }
@@ -244,16 +244,16 @@ fn finish(points: &Points<'_>, centers: &Centers, exact: &[f64], iterations: u32
         .zip(margin.par_chunks_mut(TILE))
         .enumerate()
         .for_each_init(
-            || (Vec::new(), Vec::new(), Vec::new()),
-            |(buffer, scores, best), (t, ((assignment, squared), margin))| {
+            || (Vec::new(), Scratch::default()),
+            |(buffer, scratch), (t, ((assignment, squared), margin))| {
                 let first = t * TILE;
                 let count = assignment.len();
                 let (x, ld) = points.tile(first..first + count, buffer);
-                centers.nearest::<true>((x, ld), count, scores, best);
+                centers.nearest::<true>((x, ld), count, scratch);
                 simd::dispatch(
                     #[inline(always)]
                     || {
-                        for (i, best) in best.iter().enumerate() {
+                        for (i, best) in scratch.best.iter().enumerate() {
                             let row = &x[i * ld..i * ld + d];
                             assignment[i] = best.index;
                             squared[i] = squared_distance_inline(row, centers.row(best.index as usize));

@@ -6,6 +6,7 @@
 
 mod lloyd;
 mod nearest;
+mod panel;
 pub mod philox;
 pub(crate) mod points;
 pub(crate) mod segments;

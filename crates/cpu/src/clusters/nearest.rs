@@ -1,11 +1,10 @@
 //! The nearest and second nearest centroid of every row of a tile, by the score ⟨x, c⟩ − ‖c‖²/2.
 
-use crate::{clusters::points::squared_norm_inline, simd, tile};
+use super::panel::{Kernel, Lanes};
+use crate::{clusters::points::squared_norm_inline, simd};
 
-/// Below this many centroids, products of single rows beat the blocked product.
-const FEW: usize = 32;
-/// Centroids of one blocked product.
-const COLUMNS: usize = 256;
+/// Below this many centroids, products of single rows beat panels.
+const FEW: usize = 24;
 const LANES: usize = 16;
 
 /// The two best centroids of a row under the total order (score descending, index ascending).
@@ -34,21 +33,38 @@ impl Best {
     }
 }
 
-/// Centroids as the products read them: padded to whole lanes by zeros that can never win.
-#[derive(Debug)]
+/// Centroids as the products read them: panels of a few, padded by zeros that can never win.
 pub(crate) struct Centers {
+    kernel: &'static Kernel,
     k: usize,
     d: usize,
+    /// `[k, d]`.
     data: Vec<f32>,
-    /// ‖c‖²/2, or 0 on the sphere where all are equal; +∞ for padding.
-    half: Vec<f32>,
+    /// `[panel][d][centroid of the panel]`; empty for few centroids.
+    panels: Vec<f32>,
+    /// −‖c‖²/2, or 0 on the sphere where all are equal; −∞ for padding.
+    start: Vec<f32>,
     unit: bool,
+}
+
+/// What a thread keeps between tiles.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    lanes: Vec<Lanes>,
+    second: Vec<Lanes>,
+    tail: Vec<f32>,
+    pub(crate) best: Vec<Best>,
 }
 
 impl Centers {
     pub(crate) fn new(k: usize, d: usize, unit: bool) -> Self {
-        let padded = k.next_multiple_of(LANES);
-        Self { k, d, data: vec![0.0; padded * d], half: vec![f32::INFINITY; padded], unit }
+        Self::with_kernel(Kernel::best(), k, d, unit)
+    }
+
+    fn with_kernel(kernel: &'static Kernel, k: usize, d: usize, unit: bool) -> Self {
+        let padded = k.next_multiple_of(kernel.keys);
+        let panels = if k < FEW { Vec::new() } else { vec![0.0; padded * d] };
+        Self { kernel, k, d, data: vec![0.0; k * d], panels, start: vec![f32::NEG_INFINITY; padded], unit }
     }
 
     pub(crate) fn row(&self, k: usize) -> &[f32] {
@@ -56,64 +72,84 @@ impl Centers {
     }
 
     pub(crate) fn rows(&self) -> &[f32] {
-        &self.data[..self.k * self.d]
+        &self.data
     }
 
     /// Replaces one centroid.
     pub(crate) fn set(&mut self, k: usize, c: &[f32]) {
         self.data[k * self.d..(k + 1) * self.d].copy_from_slice(c);
-        self.half[k] = if self.unit {
+        self.start[k] = if self.unit {
             0.0
         } else {
-            simd::dispatch(
+            -simd::dispatch(
                 #[inline(always)]
                 || (0.5 * squared_norm_inline(c)) as f32,
             )
         };
+        if !self.panels.is_empty() {
+            let keys = self.kernel.keys;
+            let panel = &mut self.panels[k / keys * keys * self.d..];
+            for (j, c) in c.iter().enumerate() {
+                panel[j * keys + k % keys] = *c;
+            }
+        }
     }
 
-    /// The best centroids of `n` rows that lie `ld` apart, into `best[..n]`.
+    /// The best centroids of `n` rows that lie `ld` apart, into `scratch.best`.
     ///
-    /// With `TWO` false the second best is not looked for. `scores` is scratch.
-    pub(crate) fn nearest<const TWO: bool>(
-        &self,
-        (x, ld): (&[f32], usize),
-        n: usize,
-        scores: &mut Vec<f32>,
-        best: &mut Vec<Best>,
-    ) {
-        best.clear();
-        best.resize(n, Best::NONE);
+    /// With `TWO` false the second best is not looked for.
+    pub(crate) fn nearest<const TWO: bool>(&self, x: (&[f32], usize), n: usize, scratch: &mut Scratch) {
+        scratch.best.clear();
         if self.k < FEW {
+            scratch.best.resize(n, Best::NONE);
             simd::dispatch(
                 #[inline(always)]
                 || {
-                    for (i, best) in best.iter_mut().enumerate() {
-                        self.few(&x[i * ld..i * ld + self.d], best);
+                    for (i, best) in scratch.best.iter_mut().enumerate() {
+                        self.few(&x.0[i * x.1..i * x.1 + self.d], best);
                     }
                 },
             );
             return;
         }
-        for first in (0..self.half.len()).step_by(COLUMNS) {
-            let columns = COLUMNS.min(self.half.len() - first);
-            scores.resize(n * columns, 0.0);
-            tile::scores(
-                (n, columns, self.d),
-                (x, ld),
-                (&self.data[first * self.d..], self.d),
-                (scores, columns),
-            );
-            let half = &self.half[first..first + columns];
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    for (scores, best) in scores.chunks_exact(columns).zip(best.iter_mut()) {
-                        scan_inline::<TWO>(scores, half, first as u32, best);
-                    }
-                },
-            );
+        let (rows, keys, d) = (self.kernel.rows, self.kernel.keys, self.d);
+        let groups = n.div_ceil(rows);
+        scratch.lanes.clear();
+        scratch.lanes.resize(groups, Lanes::EMPTY);
+        scratch.second.clear();
+        // One that is never touched stands for all when no second best is wanted.
+        scratch.second.resize(if TWO { groups } else { 1 }, Lanes::EMPTY);
+        if n % rows != 0 {
+            scratch.tail.clear();
+            scratch.tail.resize(rows * d, 0.0);
+            for (i, tail) in (n - n % rows..n).zip(scratch.tail.chunks_exact_mut(d)) {
+                tail.copy_from_slice(&x.0[i * x.1..i * x.1 + d]);
+            }
         }
+        for (p, (panel, start)) in
+            self.panels.chunks_exact(keys * d).zip(self.start.chunks_exact(keys)).enumerate()
+        {
+            for (g, lanes) in scratch.lanes.iter_mut().enumerate() {
+                let x =
+                    if (g + 1) * rows <= n { (&x.0[g * rows * x.1..], x.1) } else { (&scratch.tail[..], d) };
+                let second = &mut scratch.second[if TWO { g } else { 0 }];
+                self.kernel.multiply::<TWO>(d, x, (panel, start), (p * keys) as u32, (lanes, second));
+            }
+        }
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for i in 0..n {
+                    let (g, row) = (i / rows, i % rows);
+                    let best = if TWO {
+                        fold_two(&scratch.lanes[g], &scratch.second[g], row)
+                    } else {
+                        fold_one_inline(&scratch.lanes[g], row)
+                    };
+                    scratch.best.push(best);
+                }
+            },
+        );
     }
 
     /// Four centroids at a time share the loads of the row.
@@ -125,12 +161,12 @@ impl Centers {
             let c = &self.data[k * d..(k + 4) * d];
             let s = four_dots_inline(x, [&c[..d], &c[d..2 * d], &c[2 * d..3 * d], &c[3 * d..]]);
             for (l, s) in s.iter().enumerate() {
-                best.offer((k + l) as u32, s - self.half[k + l]);
+                best.offer((k + l) as u32, s + self.start[k + l]);
             }
             k += 4;
         }
         for k in k..self.k {
-            best.offer(k as u32, simd::dot_inline(x, self.row(k)) - self.half[k]);
+            best.offer(k as u32, simd::dot_inline(x, self.row(k)) + self.start[k]);
         }
     }
 }
@@ -173,53 +209,34 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Merges the scores of the centroids `first..` into the best so far.
+/// The best of all lanes of a row: the largest score, and the smallest index that has it.
 #[inline(always)]
-fn scan_inline<const TWO: bool>(scores: &[f32], half: &[f32], first: u32, best: &mut Best) {
-    let mut top = [f32::NEG_INFINITY; LANES];
-    let mut second = [f32::NEG_INFINITY; LANES];
-    let (mut top_at, mut second_at) = ([0u32; LANES], [0u32; LANES]);
-    for (block, (s, h)) in scores.chunks_exact(LANES).zip(half.chunks_exact(LANES)).enumerate() {
-        let block = block as u32;
-        for l in 0..LANES {
-            let v = s[l] - h[l];
-            let wins = v > top[l];
-            if TWO {
-                let runs_up = v > second[l];
-                let (old, old_at) = (top[l], top_at[l]);
-                second_at[l] = if wins {
-                    old_at
-                } else if runs_up {
-                    block
-                } else {
-                    second_at[l]
-                };
-                second[l] = if wins {
-                    old
-                } else if runs_up {
-                    v
-                } else {
-                    second[l]
-                };
-            }
-            top_at[l] = if wins { block } else { top_at[l] };
-            top[l] = if wins { v } else { top[l] };
+fn fold_one_inline(lanes: &Lanes, row: usize) -> Best {
+    let (score, at) = (&lanes.score[row], &lanes.at[row]);
+    let mut tops = *score;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            tops[l] = if tops[l + width] > tops[l] { tops[l + width] } else { tops[l] };
         }
+        width /= 2;
     }
-    let index = |block: u32, l: usize| first + block * LANES as u32 + l as u32;
-    let mut here = Best::NONE;
-    here.index = u32::MAX;
-    here.second = u32::MAX;
+    let mut index = u32::MAX;
     for l in 0..LANES {
-        offer_in_any_order(&mut here, index(top_at[l], l), top[l]);
-        if TWO {
-            offer_in_any_order(&mut here, index(second_at[l], l), second[l]);
+        index = index.min(if score[l] == tops[0] { at[l] } else { u32::MAX });
+    }
+    Best { index, score: tops[0], ..Best::NONE }
+}
+
+/// The two best of all lanes of a row.
+fn fold_two(lanes: &Lanes, second: &Lanes, row: usize) -> Best {
+    let mut best = Best { index: u32::MAX, second: u32::MAX, ..Best::NONE };
+    for lanes in [lanes, second] {
+        for (at, score) in lanes.at[row].iter().zip(&lanes.score[row]) {
+            offer_in_any_order(&mut best, *at, *score);
         }
     }
-    best.offer(here.index, here.score);
-    if TWO {
-        best.offer(here.second, here.second_score);
-    }
+    best
 }
 
 #[inline(always)]
@@ -243,28 +260,31 @@ mod tests {
         for (k, d) in [(1, 3), (2, 1), (3, 17), (31, 5), (32, 5), (33, 8), (256, 4), (300, 20), (700, 3)] {
             let n = 37;
             let (x, c) = (data::integers(n, d, 1), data::integers(k, d, 2));
-            let mut centers = Centers::new(k, d, false);
-            for j in 0..k {
-                centers.set(j, &c[j * d..(j + 1) * d]);
-            }
-            let (mut scores, mut two, mut one) = (Vec::new(), Vec::new(), Vec::new());
-            centers.nearest::<true>((&x, d), n, &mut scores, &mut two);
-            centers.nearest::<false>((&x, d), n, &mut scores, &mut one);
-            for i in 0..n {
-                let row = &x[i * d..(i + 1) * d];
-                let mut order: Vec<(f32, u32)> = (0..k)
-                    .map(|j| {
-                        let c = &c[j * d..(j + 1) * d];
-                        let dot: f32 = row.iter().zip(c).map(|(a, b)| a * b).sum();
-                        (dot - 0.5 * c.iter().map(|v| v * v).sum::<f32>(), j as u32)
-                    })
-                    .collect();
-                order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-                assert_eq!((two[i].score, two[i].index), order[0], "k {k}, d {d}, row {i}");
-                assert_eq!((one[i].score, one[i].index), order[0], "k {k}, d {d}, row {i}");
-                match order.get(1) {
-                    Some(second) => assert_eq!((two[i].second_score, two[i].second), *second),
-                    None => assert_eq!(two[i].second_score, f32::NEG_INFINITY),
+            for kernel in Kernel::all() {
+                let mut centers = Centers::with_kernel(kernel, k, d, false);
+                for j in 0..k {
+                    centers.set(j, &c[j * d..(j + 1) * d]);
+                }
+                let (mut first, mut other) = (Scratch::default(), Scratch::default());
+                centers.nearest::<true>((&x, d), n, &mut first);
+                centers.nearest::<false>((&x, d), n, &mut other);
+                let (two, one) = (&first.best, &other.best);
+                for i in 0..n {
+                    let row = &x[i * d..(i + 1) * d];
+                    let mut order: Vec<(f32, u32)> = (0..k)
+                        .map(|j| {
+                            let c = &c[j * d..(j + 1) * d];
+                            let dot: f32 = row.iter().zip(c).map(|(a, b)| a * b).sum();
+                            (dot - 0.5 * c.iter().map(|v| v * v).sum::<f32>(), j as u32)
+                        })
+                        .collect();
+                    order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+                    assert_eq!((two[i].score, two[i].index), order[0], "k {k}, d {d}, row {i}");
+                    assert_eq!((one[i].score, one[i].index), order[0], "k {k}, d {d}, row {i}");
+                    match order.get(1) {
+                        Some(second) => assert_eq!((two[i].second_score, two[i].second), *second),
+                        None => assert_eq!(two[i].second_score, f32::NEG_INFINITY),
+                    }
                 }
             }
         }

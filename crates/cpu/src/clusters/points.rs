@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use crate::{Error, Result, Rows, simd};
 
-/// The rows of a tile; tiles are counted from the first row of a class.
-pub(crate) const TILE: usize = 256;
+/// The rows of a tile, whole groups of every panel kernel; tiles are counted from the first row of a class.
+pub(crate) const TILE: usize = 264;
 /// Up to this many elements a class is gathered once and stays in the cache for all iterations.
 const RESIDENT: usize = 128 * 1024;
 
