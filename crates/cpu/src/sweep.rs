@@ -54,10 +54,7 @@ impl Grid {
         let padded = k - rest + last;
         let mut data = centroids.to_vec();
         data.resize(padded * d, 0.0);
-        let mut norms: Vec<f32> = centroids
-            .chunks_exact(d)
-            .map(|c| crate::clusters::points::squared_norm_inline(c) as f32)
-            .collect();
+        let mut norms: Vec<f32> = centroids.chunks_exact(d).map(|c| simd::squared_norm(c) as f32).collect();
         norms.resize(padded, f32::INFINITY);
         let mut rates = affinity.rates;
         rates.resize(padded, 1.0);
@@ -205,7 +202,7 @@ fn one_tile<R>(
         (x, ld)
     };
     let row = |i: usize| &x[i * ld..i * ld + d];
-    let norm = |i: usize| crate::clusters::points::squared_norm_inline(row(i)) as f32;
+    let norm = |i: usize| simd::squared_norm(row(i)) as f32;
     let mut states: Vec<State> =
         (0..count).map(|i| State::new(norm(i), nearest, own(rows.start + i, row(i)))).collect();
     let product_rows = count.max(PADDED_ROWS);

@@ -14,7 +14,7 @@ use crate::simd;
 /// From this many elements on, the clusters of a class are averaged in parallel.
 const PARALLEL: usize = 128 * 1024;
 /// Rows of one partial sum of the class's mean.
-const MOMENT_ROWS: usize = 4096;
+const BLOCK: usize = 4096;
 
 /// When to stop.
 #[derive(Debug, Clone, Copy)]
@@ -37,12 +37,11 @@ pub(crate) struct Outcome {
     pub(crate) iterations: u32,
 }
 
-/// Mean of the rows relative to `origin`, and the mean squared distance from that mean.
-pub(crate) fn moments(points: &Points<'_>, origin: &[f32]) -> (Vec<f64>, f64) {
+/// The mean of the rows, summed in f64 by blocks in the order of the rows.
+pub(crate) fn mean(points: &Points<'_>) -> Vec<f64> {
     let (n, d) = (points.len(), points.dim());
     let part = |rows: Range<usize>| {
         let mut sum = vec![0.0f64; d];
-        let mut square = 0.0f64;
         let mut buffer = Vec::new();
         for first in rows.clone().step_by(TILE) {
             let range = first..rows.end.min(first + TILE);
@@ -52,29 +51,22 @@ pub(crate) fn moments(points: &Points<'_>, origin: &[f32]) -> (Vec<f64>, f64) {
                 #[inline(always)]
                 || {
                     for i in 0..count {
-                        let row = &x[i * ld..i * ld + d];
-                        for ((s, x), o) in sum.iter_mut().zip(row).zip(origin) {
-                            *s += f64::from(*x) - f64::from(*o);
-                        }
-                        square += squared_distance_inline(row, origin);
+                        sum.iter_mut().zip(&x[i * ld..i * ld + d]).for_each(|(s, x)| *s += f64::from(*x));
                     }
                 },
             );
         }
-        (sum, square)
+        sum
     };
-    let blocks = n.div_ceil(MOMENT_ROWS);
-    let range = |b: usize| b * MOMENT_ROWS..n.min((b + 1) * MOMENT_ROWS);
+    let blocks = n.div_ceil(BLOCK);
+    let range = |b: usize| b * BLOCK..n.min((b + 1) * BLOCK);
     let parts: Vec<_> = (0..blocks).into_par_iter().map(|b| part(range(b))).collect();
     let mut mean = vec![0.0f64; d];
-    let mut square = 0.0;
-    for (sum, s) in parts {
+    for sum in parts {
         mean.iter_mut().zip(&sum).for_each(|(m, s)| *m += s);
-        square += s;
     }
     mean.iter_mut().for_each(|m| *m /= n as f64);
-    let offset: f64 = mean.iter().map(|m| m * m).sum();
-    (mean, (square / n as f64 - offset).max(0.0))
+    mean
 }
 
 /// Runs from `start` (`[k, d]`, in the coordinates of `points`, that is after its shift).

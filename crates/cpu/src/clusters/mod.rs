@@ -149,7 +149,6 @@ pub fn sub_clusters(points: Rows<'_>, labels: Option<&[u32]>, options: &Options<
     let unit = options.geometry == Geometry::Spherical;
     let norms = checked_norms(OP, "points", &points, unit)?;
     let inverse: Option<Vec<f32>> = unit.then(|| norms.iter().map(|x| (1.0 / x.sqrt()) as f32).collect());
-    drop(norms);
     let segments = labels.map_or_else(|| Segments::single(n), Segments::by_label);
     let offsets = cluster_offsets(&segments, options.count)?;
     let k = offsets.last().copied().unwrap_or(0);
@@ -160,7 +159,9 @@ pub fn sub_clusters(points: Rows<'_>, labels: Option<&[u32]>, options: &Options<
         .map(|class| {
             let mut points = Points::new(&points, segments.members(class), inverse.as_deref());
             let clusters = offsets[class]..offsets[class + 1];
-            let variance = settle(&mut points, unit);
+            let square: f64 = segments.members(class).iter().map(|i| norms[*i as usize]).sum();
+            let square = if unit { 1.0 } else { square / points.len() as f64 };
+            let variance = settle(&mut points, square, unit, options.tolerance);
             let draws = |seed| Draws::new(seed, segments.labels[class]);
             let rows = match &options.start {
                 Start::PlusPlus { seed } => start::plus_plus(&points, clusters.len(), &draws(*seed)),
@@ -192,13 +193,17 @@ pub fn sub_clusters(points: Rows<'_>, labels: Option<&[u32]>, options: &Options<
 }
 
 /// Shifts a class that lies far from the origin compared with its extent to its first row, for there the scores
-/// ⟨x, c⟩ − ‖c‖²/2 would cancel; returns the mean squared distance of the rows from their mean.
-fn settle(points: &mut Points<'_>, unit: bool) -> f64 {
-    let origin = points.row(0, &mut Vec::new()).to_vec();
+/// ⟨x, c⟩ − ‖c‖²/2 would cancel; returns the mean squared distance of the rows from their mean, of which the
+/// tolerance is a share. `square` is the mean of ‖x‖².
+fn settle(points: &mut Points<'_>, square: f64, unit: bool, tolerance: f64) -> f64 {
     points.settle(None);
-    let (mean, variance) = lloyd::moments(points, &origin);
-    let far: f64 = mean.iter().zip(&origin).map(|(m, o)| (m + f64::from(*o)).powi(2)).sum();
+    if unit && tolerance == 0.0 {
+        return 0.0;
+    }
+    let far: f64 = lloyd::mean(points).iter().map(|m| m * m).sum();
+    let variance = (square - far).max(0.0);
     if !unit && far > 4.0 * variance {
+        let origin = points.row(0, &mut Vec::new()).to_vec();
         points.settle(Some(origin));
     }
     variance

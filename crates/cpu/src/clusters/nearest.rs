@@ -1,7 +1,7 @@
 //! The nearest and second nearest centroid of every row of a tile, by the score ⟨x, c⟩ − ‖c‖²/2.
 
 use super::panel::{Kernel, Lanes};
-use crate::{clusters::points::squared_norm_inline, simd};
+use crate::simd;
 
 /// Below this many centroids, products of single rows beat panels.
 const FEW: usize = 24;
@@ -78,14 +78,7 @@ impl Centers {
     /// Replaces one centroid.
     pub(crate) fn set(&mut self, k: usize, c: &[f32]) {
         self.data[k * self.d..(k + 1) * self.d].copy_from_slice(c);
-        self.start[k] = if self.unit {
-            0.0
-        } else {
-            -simd::dispatch(
-                #[inline(always)]
-                || (0.5 * squared_norm_inline(c)) as f32,
-            )
-        };
+        self.start[k] = if self.unit { 0.0 } else { (-0.5 * simd::squared_norm(c)) as f32 };
         if !self.panels.is_empty() {
             let keys = self.kernel.keys;
             let panel = &mut self.panels[k / keys * keys * self.d..];
@@ -152,61 +145,12 @@ impl Centers {
         );
     }
 
-    /// Four centroids at a time share the loads of the row.
     #[inline(always)]
     fn few(&self, x: &[f32], best: &mut Best) {
-        let d = self.d;
-        let mut k = 0;
-        while k + 4 <= self.k {
-            let c = &self.data[k * d..(k + 4) * d];
-            let s = four_dots_inline(x, [&c[..d], &c[d..2 * d], &c[2 * d..3 * d], &c[3 * d..]]);
-            for (l, s) in s.iter().enumerate() {
-                best.offer((k + l) as u32, s + self.start[k + l]);
-            }
-            k += 4;
-        }
-        for k in k..self.k {
-            best.offer(k as u32, simd::dot_inline(x, self.row(k)) + self.start[k]);
+        for (k, c) in self.data.chunks_exact(self.d).enumerate() {
+            best.offer(k as u32, simd::dot_inline(x, c) + self.start[k]);
         }
     }
-}
-
-/// Four products, each summed exactly as [`simd::dot_inline`] sums one.
-#[inline(always)]
-fn four_dots_inline(x: &[f32], c: [&[f32]; 4]) -> [f32; 4] {
-    let mut lanes = [[0.0f32; LANES]; 4];
-    let d = x.len();
-    let c = c.map(|c| &c[..d]);
-    let whole = d - d % LANES;
-    let mut j = 0;
-    while j < whole {
-        let xs = &x[j..j + LANES];
-        for q in 0..4 {
-            let cs = &c[q][j..j + LANES];
-            for l in 0..LANES {
-                lanes[q][l] = xs[l].mul_add(cs[l], lanes[q][l]);
-            }
-        }
-        j += LANES;
-    }
-    for j in whole..d {
-        for q in 0..4 {
-            lanes[q][j - whole] = x[j].mul_add(c[q][j], lanes[q][j - whole]);
-        }
-    }
-    lanes.map(fold)
-}
-
-#[inline(always)]
-fn fold(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
 }
 
 /// The best of all lanes of a row: the largest score, and the smallest index that has it.
@@ -221,11 +165,19 @@ fn fold_one_inline(lanes: &Lanes, row: usize) -> Best {
         }
         width /= 2;
     }
-    let mut index = u32::MAX;
+    let mut indices = [u32::MAX; LANES];
     for l in 0..LANES {
-        index = index.min(if score[l] == tops[0] { at[l] } else { u32::MAX });
+        // All ones where the score is not the largest: such a lane loses every comparison of indices.
+        indices[l] = at[l] | u32::from(score[l] < tops[0]).wrapping_neg();
     }
-    Best { index, score: tops[0], ..Best::NONE }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            indices[l] = indices[l].min(indices[l + width]);
+        }
+        width /= 2;
+    }
+    Best { index: indices[0], score: tops[0], ..Best::NONE }
 }
 
 /// The two best of all lanes of a row.

@@ -10,6 +10,7 @@ use crate::{Error, Result, Rows, simd};
 pub(crate) const TILE: usize = 264;
 /// Up to this many elements a class is gathered once and stays in the cache for all iterations.
 const RESIDENT: usize = 128 * 1024;
+const LANES: usize = 16;
 
 /// Squared norms in f64, and the checks that go with them.
 ///
@@ -22,21 +23,16 @@ pub(crate) fn checked_norms(
     rows: &Rows<'_>,
     unit: bool,
 ) -> Result<Vec<f64>> {
-    rows.check_finite(op, argument)?;
     let norms: Vec<f64> = (0..rows.rows())
         .into_par_iter()
         .with_min_len(TILE)
-        .map_init(
-            || vec![0.0f32; rows.cols()],
-            |buffer, row| {
-                simd::dispatch(
-                    #[inline(always)]
-                    || squared_norm_inline(row_of(rows, row, buffer)),
-                )
-            },
-        )
+        .map_init(|| vec![0.0f32; rows.cols()], |buffer, row| simd::squared_norm(row_of(rows, row, buffer)))
         .collect();
     for (row, norm) in norms.iter().enumerate() {
+        // Squares of f32 cannot overflow an f64: the norm is finite exactly when the row is.
+        if !norm.is_finite() {
+            return Err(Error::NotFinite { op, argument, row });
+        }
         if unit && *norm == 0.0 {
             return Err(Error::ZeroNorm { op, argument, row });
         }
@@ -64,46 +60,31 @@ pub(crate) fn row_of<'b>(rows: &Rows<'b>, row: usize, buffer: &'b mut [f32]) -> 
     }
 }
 
-/// ‖x‖² in eight f64 lanes.
-#[inline(always)]
-pub(crate) fn squared_norm_inline(x: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; 8];
-    let chunks = x.chunks_exact(8);
-    let rest = chunks.remainder();
-    for c in chunks {
-        for i in 0..8 {
-            lanes[i] += f64::from(c[i]) * f64::from(c[i]);
-        }
-    }
-    for (i, v) in rest.iter().enumerate() {
-        lanes[i] += f64::from(*v) * f64::from(*v);
-    }
-    fold(lanes)
-}
-
-/// ‖x − c‖² from the differences, in eight f64 lanes: no cancellation when both lie far from the origin.
+/// ‖x − c‖² from the differences, in 16 f64 lanes: no cancellation when both lie far from the origin.
 #[inline(always)]
 pub(crate) fn squared_distance_inline(x: &[f32], c: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; 8];
+    let mut lanes = [0.0f64; LANES];
     let n = x.len().min(c.len());
-    let (xc, cc) = (x[..n].chunks_exact(8), c[..n].chunks_exact(8));
+    let (xc, cc) = (x[..n].chunks_exact(LANES), c[..n].chunks_exact(LANES));
     let (xr, cr) = (xc.remainder(), cc.remainder());
     for (x, c) in xc.zip(cc) {
-        for i in 0..8 {
-            let t = f64::from(x[i]) - f64::from(c[i]);
-            lanes[i] += t * t;
+        for i in 0..LANES {
+            let difference = f64::from(x[i]) - f64::from(c[i]);
+            lanes[i] = difference.mul_add(difference, lanes[i]);
         }
     }
-    for (i, (x, c)) in xr.iter().zip(cr).enumerate() {
-        let t = f64::from(*x) - f64::from(*c);
-        lanes[i] += t * t;
+    for (lane, (x, c)) in lanes.iter_mut().zip(xr.iter().zip(cr)) {
+        let difference = f64::from(*x) - f64::from(*c);
+        *lane = difference.mul_add(difference, *lane);
     }
-    fold(lanes)
-}
-
-#[inline(always)]
-fn fold(l: [f64; 8]) -> f64 {
-    ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 /// The rows of one class.
