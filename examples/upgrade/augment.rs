@@ -77,7 +77,13 @@ pub(crate) fn augmented(
 }
 
 /// A random affine map, bilinear, the border repeated.
-fn warp(image: &[u8], (height, width): (usize, usize), how: &Augmentation, draws: &mut Draws, out: &mut [f32]) {
+fn warp(
+    image: &[u8],
+    (height, width): (usize, usize),
+    how: &Augmentation,
+    draws: &mut Draws,
+    out: &mut [f32],
+) {
     let turn = how.rotation.to_radians();
     let angle = draws.within(-turn, turn);
     let log_zoom = (1.0 + how.zoom).ln();
@@ -120,7 +126,8 @@ fn recolor(how: &Augmentation, draws: &mut Draws, out: &mut [f32]) {
     let sign = if draws.unit() < how.invert { -1.0 } else { 1.0 };
     let contrast = sign * (1.0 + draws.within(-how.color, how.color));
     let brightness = draws.within(-how.color, how.color);
-    let gain: [f32; 3] = std::array::from_fn(|_| contrast * (1.0 + 0.5 * draws.within(-how.color, how.color)));
+    let gain: [f32; 3] =
+        std::array::from_fn(|_| contrast * (1.0 + 0.5 * draws.within(-how.color, how.color)));
     let offset: [f32; 3] = std::array::from_fn(|_| brightness + 0.5 * draws.within(-how.color, how.color));
     for pixel in out.chunks_exact_mut(3) {
         let mut p = [pixel[order[0]], pixel[order[1]], pixel[order[2]]];

@@ -9,7 +9,11 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use crate::{Failure, failure};
 
 /// Writes tensors and text values; the file is whole or not there.
-pub(crate) fn save(path: &Path, tensors: &[(String, Tensor)], notes: &HashMap<String, String>) -> Result<(), Failure> {
+pub(crate) fn save(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    notes: &HashMap<String, String>,
+) -> Result<(), Failure> {
     let mut parts = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let flat = tensor.flatten_all()?;
@@ -43,7 +47,8 @@ impl Saved {
     /// Reads a file.
     pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
         let shown = path.display().to_string();
-        let wrong = |what: &dyn std::fmt::Display| failure(format!("{shown}: not a file of this program: {what}"));
+        let wrong =
+            |what: &dyn std::fmt::Display| failure(format!("{shown}: not a file of this program: {what}"));
         let bytes = std::fs::read(path).map_err(|e| failure(format!("{shown}: {e}")))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| wrong(&e))?;
         let notes = header.metadata().clone().unwrap_or_default();
@@ -71,7 +76,9 @@ impl Saved {
 
     /// The tensors whose names start with `prefix`, without it.
     pub(crate) fn under(&self, prefix: &str) -> HashMap<String, Tensor> {
-        let strip = |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()));
+        let strip = |(name, tensor): (&String, &Tensor)| {
+            Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()))
+        };
         self.tensors.iter().filter_map(strip).collect()
     }
 

@@ -61,7 +61,12 @@ fn flat(x: &Tensor) -> Result<Vec<f32>, Failure> {
 }
 
 /// New queries while a growing part of the old gallery, in random order, is replaced by new embeddings.
-pub(crate) fn refresh(data: &Dataset, new: &Embedded, old: &Tensor, seed: u64) -> Result<RefreshCurve, Failure> {
+pub(crate) fn refresh(
+    data: &Dataset,
+    new: &Embedded,
+    old: &Tensor,
+    seed: u64,
+) -> Result<RefreshCurve, Failure> {
     let dim = old.dim(1)?;
     let order = Draws::new(&[seed, 0x7265_6672]).permutation(data.gallery.len());
     let (fresh, mut mixed) = (flat(&new.gallery)?, flat(old)?);

@@ -445,11 +445,13 @@ pub(crate) fn cell_means(plane: &Plane, grid: usize) -> Vec<f32> {
     let (shape, c) = (plane.shape, plane.shape.channels);
     let mut out = vec![0.0; shape.images * grid * grid * c];
     let weight = (grid * grid) as f32 / (shape.height * shape.width) as f32;
-    out.par_chunks_mut(grid * grid * c).zip(plane.body().par_chunks(shape.stored() * c)).for_each(|(out, image)| {
-        for_cells(shape, grid, |pixel, cell| {
-            simd::axpy(weight, &image[pixel * c..][..c], &mut out[cell * c..][..c]);
-        });
-    });
+    out.par_chunks_mut(grid * grid * c).zip(plane.body().par_chunks(shape.stored() * c)).for_each(
+        |(out, image)| {
+            for_cells(shape, grid, |pixel, cell| {
+                simd::axpy(weight, &image[pixel * c..][..c], &mut out[cell * c..][..c]);
+            });
+        },
+    );
     out
 }
 

@@ -66,7 +66,8 @@ fn prepare(arguments: &Arguments, config: &Config, progress: &Progress) -> Resul
     for seed in &config.seeds {
         let checkpoints = out.join(format!("seed-{seed}")).join("checkpoints");
         if checkpoints.exists() {
-            std::fs::remove_dir_all(&checkpoints).map_err(|e| failure(format!("{}: {e}", checkpoints.display())))?;
+            std::fs::remove_dir_all(&checkpoints)
+                .map_err(|e| failure(format!("{}: {e}", checkpoints.display())))?;
         }
     }
     Ok(write_atomically(path, config.to_json()?)?)
@@ -100,7 +101,10 @@ fn work(arguments: &Arguments) -> Result<(), Failure> {
     let title = format!("{}: test identities, {} seed(s)", data.name, config.seeds.len());
     let table = Table::new(title, tables)?;
     let command: Vec<String> = std::env::args().skip(1).collect();
-    table.write(out, format!("cargo run --release --example upgrade -- {}", command.join(" ")).trim_end_matches(" -- "))?;
+    table.write(
+        out,
+        format!("cargo run --release --example upgrade -- {}", command.join(" ")).trim_end_matches(" -- "),
+    )?;
     println!("{}", table.report()?.to_terminal());
     if let Some(share) = config.label_noise {
         println!("{}", noise::report(&noises, share, out)?.to_terminal());

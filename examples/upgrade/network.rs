@@ -73,13 +73,14 @@ impl Plan {
     fn new(architecture: &Architecture, height: usize, width: usize) -> Self {
         let mut units: Vec<Unit> = Vec::new();
         let (mut parameters, mut running) = (0, 0);
-        let mut push = |units: &mut Vec<Unit>, input: usize, output: usize, pool: bool, skip: Option<usize>| {
-            let weights = parameters;
-            let gain = weights + 9 * input * output;
-            units.push(Unit { input, output, pool, skip, weights, gain, bias: gain + output, running });
-            parameters = gain + 2 * output;
-            running += 2 * output;
-        };
+        let mut push =
+            |units: &mut Vec<Unit>, input: usize, output: usize, pool: bool, skip: Option<usize>| {
+                let weights = parameters;
+                let gain = weights + 9 * input * output;
+                units.push(Unit { input, output, pool, skip, weights, gain, bias: gain + output, running });
+                parameters = gain + 2 * output;
+                running += 2 * output;
+            };
         let mut channels = if architecture.fold { 12 } else { 3 };
         for stage in 0..architecture.stages {
             let output = architecture.width << stage;
@@ -190,7 +191,11 @@ impl Network {
     /// Takes running statistics back from a checkpoint.
     pub(crate) fn set_running(&self, values: Vec<f32>) -> Result<()> {
         if values.len() != self.plan.running {
-            candle_core::bail!("running statistics: got {} numbers, expected {}", values.len(), self.plan.running)
+            candle_core::bail!(
+                "running statistics: got {} numbers, expected {}",
+                values.len(),
+                self.plan.running
+            )
         }
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = values;
         Ok(())
@@ -239,7 +244,8 @@ fn run(plan: &Plan, parameters: &[f32], images: &[f32], running: Option<&[f32]>)
     let mut planes = vec![plan.input(images, count)];
     let (mut raws, mut all_moments) = (Vec::new(), Vec::new());
     for (u, unit) in plan.units.iter().enumerate() {
-        let raw = layers::convolve(&planes[u], &parameters[unit.weights..][..unit.weights_len()], unit.output);
+        let raw =
+            layers::convolve(&planes[u], &parameters[unit.weights..][..unit.weights_len()], unit.output);
         let moments = match running {
             Some(running) => moments_at(running, unit.running, unit.output),
             None => Moments::of(&raw),
@@ -256,15 +262,29 @@ fn run(plan: &Plan, parameters: &[f32], images: &[f32], running: Option<&[f32]>)
     let features = layers::cell_means(&planes[plan.units.len()], grid);
     let mut head = vec![0.0; count * dim];
     let weights = &parameters[plan.head..];
-    head.par_chunks_mut(HEAD_ROWS * dim).zip(features.par_chunks(HEAD_ROWS * plan.features)).for_each(|(out, x)| {
-        tile::accumulate((out.len() / dim, plan.features, dim), (x, plan.features), (weights, dim), (out, dim));
-    });
+    head.par_chunks_mut(HEAD_ROWS * dim).zip(features.par_chunks(HEAD_ROWS * plan.features)).for_each(
+        |(out, x)| {
+            tile::accumulate(
+                (out.len() / dim, plan.features, dim),
+                (x, plan.features),
+                (weights, dim),
+                (out, dim),
+            );
+        },
+    );
     let head_moments = match running {
         Some(running) => moments_at(running, plan.head_running, dim),
         None => column_moments(&head, dim),
     };
     let out = normalized(&head, &head_moments);
-    let tape = running.is_none().then_some(Tape { planes, raw: raws, moments: all_moments, features, head, head_moments });
+    let tape = running.is_none().then_some(Tape {
+        planes,
+        raw: raws,
+        moments: all_moments,
+        features,
+        head,
+        head_moments,
+    });
     (tape, out)
 }
 
@@ -333,9 +353,11 @@ fn run_grad(plan: &Plan, parameters: &[f32], tape: &Tape, grad: &[f32]) -> Vec<f
     );
     let mut cells = vec![0.0; rows * features];
     let weights = &parameters[plan.head..];
-    cells.par_chunks_mut(HEAD_ROWS * features).zip(grad.par_chunks(HEAD_ROWS * dim)).for_each(|(out, grad)| {
-        tile::scores((grad.len() / dim, features, dim), (grad, dim), (weights, dim), (out, features));
-    });
+    cells.par_chunks_mut(HEAD_ROWS * features).zip(grad.par_chunks(HEAD_ROWS * dim)).for_each(
+        |(out, grad)| {
+            tile::scores((grad.len() / dim, features, dim), (grad, dim), (weights, dim), (out, features));
+        },
+    );
 
     let last = plan.units.len();
     let mut grads: Vec<Option<Plane>> = vec![None; last + 1];
@@ -407,89 +429,4 @@ impl CustomOp1 for Backbone {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn architecture(fold: bool) -> Architecture {
-        Architecture { width: 16, stages: 2, dim: 5, fold, grid: 2, residual: 0b10 }
-    }
-
-    fn images(count: usize, seed: u64) -> Vec<f32> {
-        let mut draws = Draws::new(&[seed]);
-        (0..count * 8 * 8 * 3).map(|_| draws.normal()).collect()
-    }
-
-    /// ⟨out, direction⟩ in f64.
-    fn value(plan: &Plan, parameters: &[f32], images: &[f32], direction: &[f32]) -> f64 {
-        let out = run(plan, parameters, images, None).1;
-        out.iter().zip(direction).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    }
-
-    /// The network is piecewise smooth: a central difference along a random direction of all weights must agree with
-    /// the gradient for all but the directions that step over a kink, so the median over directions is compared.
-    #[test]
-    fn the_gradient_agrees_with_central_differences() -> Result<()> {
-        for fold in [false, true] {
-            let plan = Plan::new(&architecture(fold), 8, 8);
-            let network = Network::new(&architecture(fold), 8, 8, 3)?;
-            let mut parameters = network.parameters().as_tensor().to_vec1::<f32>()?;
-            // The residual gains start at zero and would hide their branch.
-            let mut draws = Draws::new(&[17]);
-            parameters.iter_mut().for_each(|p| *p += 0.05 * draws.normal());
-            let x = images(6, 1);
-            let direction: Vec<f32> = (0..6 * 5).map(|_| draws.normal()).collect();
-            let (tape, _) = run(&plan, &parameters, &x, None);
-            let Some(tape) = tape else { candle_core::bail!("no tape") };
-            let grad = run_grad(&plan, &parameters, &tape, &direction);
-            let mut ratios = Vec::new();
-            for _ in 0..15 {
-                let step: Vec<f32> = parameters.iter().map(|_| draws.normal()).collect();
-                let h = 1e-4f32;
-                let moved = |sign: f32| -> Vec<f32> {
-                    parameters.iter().zip(&step).map(|(p, s)| (sign * h).mul_add(*s, *p)).collect()
-                };
-                let (up, down) = (moved(1.0), moved(-1.0));
-                let difference = value(&plan, &up, &x, &direction) - value(&plan, &down, &x, &direction);
-                let inner: f64 =
-                    grad.iter().zip(up.iter().zip(&down)).map(|(g, (u, d))| f64::from(*g) * f64::from(u - d)).sum();
-                ratios.push((difference / inner - 1.0).abs());
-            }
-            ratios.sort_by(f64::total_cmp);
-            println!("fold {fold}: relative differences {ratios:?}");
-            assert!(ratios[ratios.len() / 2] < 2e-2);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn threads_do_not_change_bits() -> Result<()> {
-        let network = Network::new(&architecture(true), 8, 8, 3)?;
-        let mut seen: Option<(Vec<f32>, Vec<f32>)> = None;
-        for threads in [1, 2, 8] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
-            let now = pool.install(|| -> Result<_> {
-                let out = network.forward(images(40, 2))?;
-                let grads = out.sqr()?.sum_all()?.backward()?;
-                let Some(grad) = grads.get(network.parameters()) else { candle_core::bail!("no gradient") };
-                Ok((out.flatten_all()?.to_vec1()?, grad.to_vec1()?))
-            })?;
-            match &seen {
-                Some(first) => assert_eq!(first, &now, "{threads} threads"),
-                None => seen = Some(now),
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn an_embedding_does_not_depend_on_its_batch() -> Result<()> {
-        let network = Network::new(&architecture(false), 8, 8, 3)?;
-        let x = images(33, 4);
-        let all = network.embed(x.clone())?;
-        let alone = network.embed(x[32 * 192..].to_vec())?;
-        let half = network.embed(x[16 * 192..].to_vec())?;
-        assert_eq!(half, all[16 * 5..]);
-        assert_eq!(alone.len(), 5);
-        Ok(())
-    }
-}
+mod tests;

@@ -49,7 +49,8 @@ pub(crate) fn noise(run: &Run<'_>, old: &OldSide, share: f64) -> Result<Noise, F
     let roc = Roc::new(&scores, &wrong)?;
     let dropped: Vec<bool> = found.credible.to_vec1::<u8>()?.into_iter().map(|c| c == 0).collect();
     let rate = |planted: bool| {
-        let of: Vec<bool> = dropped.iter().zip(&wrong).filter(|(_, w)| **w == planted).map(|(d, _)| *d).collect();
+        let of: Vec<bool> =
+            dropped.iter().zip(&wrong).filter(|(_, w)| **w == planted).map(|(d, _)| *d).collect();
         of.iter().filter(|d| **d).count() as f64 / of.len().max(1) as f64
     };
     let (hits, alarms) = (rate(true), rate(false));
@@ -79,7 +80,8 @@ pub(crate) fn report(seeds: &[Noise], share: f64, out: &Path) -> Result<Report, 
         percent("found at 10 % false alarms"),
         Column::new("area under the ROC").better(Better::Higher),
     ];
-    let title = format!("Neighborhood consensus with {:.0} % wrong labels among the old embeddings", 100.0 * share);
+    let title =
+        format!("Neighborhood consensus with {:.0} % wrong labels among the old embeddings", 100.0 * share);
     let mut report = Report::new(title, "filter", columns);
     let over = |f: &dyn Fn(&Noise) -> f64| Cell::over_seeds(&seeds.iter().map(f).collect::<Vec<_>>());
     let cross = |outcome: &Outcome| outcome.cross.map_or(f64::NAN, |score| score.map);
@@ -102,7 +104,8 @@ pub(crate) fn report(seeds: &[Noise], share: f64, out: &Path) -> Result<Report, 
     write_atomically(out.join("label-noise.csv"), report.to_csv()?)?;
     write_atomically(out.join("label-noise.md"), report.to_markdown())?;
     let names: Vec<String> = (1..=seeds.len()).map(|i| format!("run {i}")).collect();
-    let curves: Vec<(&str, &Roc)> = names.iter().map(String::as_str).zip(seeds.iter().map(|n| &n.roc)).collect();
+    let curves: Vec<(&str, &Roc)> =
+        names.iter().map(String::as_str).zip(seeds.iter().map(|n| &n.roc)).collect();
     let plot = roc_curves("Wrong labels found by credibility", &curves, Some(FALSE_ALARMS))?;
     write_atomically(out.join("label-noise-roc.svg"), plot)?;
     let mut csv = String::from("run,false alarms,hits\n");

@@ -53,8 +53,12 @@ pub(crate) struct Arguments {
 fn size(text: &str) -> Result<(usize, usize), String> {
     let sides = text.split_once('x').and_then(|(h, w)| Some((h.parse().ok()?, w.parse().ok()?)));
     match sides {
-        Some((h, w)) if h >= 16 && w >= 16 && h <= 1024 && w <= 1024 && h % 8 == 0 && w % 8 == 0 => Ok((h, w)),
-        _ => Err(format!("got {text:?}, expected HEIGHTxWIDTH, both multiples of 8 from 16 to 1024, as 64x32")),
+        Some((h, w)) if h >= 16 && w >= 16 && h <= 1024 && w <= 1024 && h % 8 == 0 && w % 8 == 0 => {
+            Ok((h, w))
+        }
+        _ => {
+            Err(format!("got {text:?}, expected HEIGHTxWIDTH, both multiples of 8 from 16 to 1024, as 64x32"))
+        }
     }
 }
 
@@ -102,7 +106,8 @@ impl Row {
                 "independent" => Self::Independent,
                 "procrustes" => Self::Procrustes,
                 _ => Self::Method(MethodConfig::by_name(name).map_err(|_| {
-                    let known = PLAIN.iter().chain(MethodConfig::NAMES).copied().collect::<Vec<_>>().join(", ");
+                    let known =
+                        PLAIN.iter().chain(MethodConfig::NAMES).copied().collect::<Vec<_>>().join(", ");
                     failure(format!("--methods: got `{name}`, expected default, all, or names among {known}"))
                 })?),
             };
@@ -156,7 +161,8 @@ impl Config {
         if arguments.epochs == 0 {
             return Err(failure("--epochs: got 0, expected at least 1"));
         }
-        let architecture = |width| Architecture { width, stages: 3, dim: 64, fold: true, grid: 4, residual: 0b010 };
+        let architecture =
+            |width| Architecture { width, stages: 3, dim: 64, fold: true, grid: 4, residual: 0b010 };
         let recipe = |width, epochs| Recipe {
             architecture: architecture(width),
             epochs,
@@ -210,7 +216,9 @@ fn difference(at: &str, a: &Value, b: &Value) -> Option<(String, String, String)
     match (a, b) {
         (Value::Object(x), Value::Object(y)) => {
             let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();
-            let get = |map: &serde_json::Map<String, Value>, key: &str| map.get(key).cloned().unwrap_or(Value::Null);
+            let get = |map: &serde_json::Map<String, Value>, key: &str| {
+                map.get(key).cloned().unwrap_or(Value::Null)
+            };
             keys.into_iter().find_map(|key| difference(&inner(key), &get(x, key), &get(y, key)))
         }
         (Value::Array(x), Value::Array(y)) if x.len() == y.len() => {

@@ -15,7 +15,9 @@ pub(crate) struct Progress {
 impl Progress {
     /// Bars when the standard error stream is a terminal.
     pub(crate) fn new() -> Self {
-        let bars = std::io::stderr().is_terminal().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+        let bars = std::io::stderr()
+            .is_terminal()
+            .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
         Self { bars, start: Instant::now() }
     }
 
@@ -30,7 +32,13 @@ impl Progress {
     }
 
     /// Follows one training.
-    pub(crate) fn training(&self, name: &str, epochs: usize, batches: usize, first: usize) -> TrainingBar<'_> {
+    pub(crate) fn training(
+        &self,
+        name: &str,
+        epochs: usize,
+        batches: usize,
+        first: usize,
+    ) -> TrainingBar<'_> {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::new((epochs * batches) as u64));
             let form = "{prefix:>28} {bar:30} epoch {msg}  {elapsed} of about {duration}";
@@ -46,7 +54,15 @@ impl Progress {
             self.say(&format!("{name}: continues after epoch {first} of {epochs}"));
         }
         let state = RefCell::new(Running { epoch: first, sum: 0.0, count: 0, last: f64::NAN });
-        TrainingBar { progress: self, name: name.to_owned(), epochs, first, bar, start: Instant::now(), state }
+        TrainingBar {
+            progress: self,
+            name: name.to_owned(),
+            epochs,
+            first,
+            bar,
+            start: Instant::now(),
+            state,
+        }
     }
 }
 
@@ -75,7 +91,12 @@ impl TrainingBar<'_> {
         state.sum += loss;
         state.count += 1;
         if let Some(bar) = &self.bar {
-            bar.set_message(format!("{}/{}  loss {:.3}", state.epoch + 1, self.epochs, state.sum / state.count as f64));
+            bar.set_message(format!(
+                "{}/{}  loss {:.3}",
+                state.epoch + 1,
+                self.epochs,
+                state.sum / state.count as f64
+            ));
             bar.inc(1);
         }
     }

@@ -46,7 +46,9 @@ impl Table {
         row: usize,
         score: fn(&[Upgrade]) -> consonance_metrics::Result<f64>,
     ) -> Result<Cell, Failure> {
-        let Some(paragon) = (0..self.rows()).find(|r| self.name(*r) == "independent") else { return Ok(Cell::EMPTY) };
+        let Some(paragon) = (0..self.rows()).find(|r| self.name(*r) == "independent") else {
+            return Ok(Cell::EMPTY);
+        };
         let of_seed = |rows: &Vec<Outcome>| {
             let cross = rows[row].cross?.map;
             Some(
@@ -90,7 +92,8 @@ impl Table {
     fn curves(&self) -> Result<Vec<(&str, RefreshCurve)>, Failure> {
         let mut curves = Vec::new();
         for row in 0..self.rows() {
-            let seeds: Option<Vec<RefreshCurve>> = self.outcomes.iter().map(|rows| rows[row].curve.clone()).collect();
+            let seeds: Option<Vec<RefreshCurve>> =
+                self.outcomes.iter().map(|rows| rows[row].curve.clone()).collect();
             if let Some(seeds) = seeds {
                 curves.push((self.name(row), RefreshCurve::mean(&seeds)?));
             }
@@ -119,7 +122,8 @@ impl Table {
             csv.push('\n');
         }
         write_atomically(out.join("hot-refresh.csv"), csv)?;
-        let borrowed: Vec<(&str, &RefreshCurve)> = curves.iter().map(|(name, curve)| (*name, curve)).collect();
+        let borrowed: Vec<(&str, &RefreshCurve)> =
+            curves.iter().map(|(name, curve)| (*name, curve)).collect();
         let plot = refresh_curves("New queries while the gallery is refreshed", "mAP", &borrowed, old)?;
         write_atomically(out.join("hot-refresh.svg"), plot)?;
 

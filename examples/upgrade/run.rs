@@ -73,9 +73,11 @@ impl Run<'_> {
                 Some((build(config, &bank)?, embeddings.clone()))
             }
         };
-        let shown = if self.config.seeds.len() > 1 { format!("{name}, seed {}", self.seed) } else { name.to_owned() };
+        let shown =
+            if self.config.seeds.len() > 1 { format!("{name}, seed {}", self.seed) } else { name.to_owned() };
         let size = (self.data.height, self.data.width);
-        let mut lesson = Lesson { name: shown, split, size, classes, recipe, seed, method, checkpoint: Some(&path) };
+        let mut lesson =
+            Lesson { name: shown, split, size, classes, recipe, seed, method, checkpoint: Some(&path) };
         train(&mut lesson, self.progress)
     }
 
@@ -91,7 +93,8 @@ impl Run<'_> {
         std::fs::create_dir_all(&banks).map_err(|e| failure(format!("{}: {e}", banks.display())))?;
         Bank::from_embeddings(&embeddings, &labels)?.save(&banks.join("old-train.safetensors"))?;
         let gallery_labels = evaluate::labels(&self.data.gallery)?;
-        Bank::from_embeddings(&test.gallery, &gallery_labels)?.save(&banks.join("old-gallery.safetensors"))?;
+        Bank::from_embeddings(&test.gallery, &gallery_labels)?
+            .save(&banks.join("old-gallery.safetensors"))?;
         self.save_embeddings("old", &test, &embeddings)?;
         let outcome = Outcome { name: "old".into(), own: score, cross: None, curve: None };
         Ok((OldSide { train: embeddings, labels, test, score }, outcome))

@@ -36,7 +36,10 @@ fn market(folder: &Path) -> Result<(), Failure> {
 
 fn run(data: &Path, out: &Path, more: &[&str]) -> Result<(), Failure> {
     let mut line = vec!["upgrade".into(), "--data".into(), data.display().to_string()];
-    line.extend(["--size".into(), "32x16".into(), "--out".into(), out.display().to_string()]);
+    line.extend(["--out".into(), out.display().to_string()]);
+    if !more.contains(&"--size") {
+        line.extend(["--size".into(), "32x16".into()]);
+    }
     line.extend(more.iter().map(|x| (*x).to_owned()));
     work(&Arguments::try_parse_from(line)?)
 }
@@ -52,7 +55,8 @@ fn a_run_writes_its_files_and_resumes_only_as_itself() -> Result<(), Failure> {
     market(&data)?;
     let same = ["--epochs", "1", "--seeds", "2", "--label-noise", "0.2"];
     run(&data, &out, &same)?;
-    let files = ["table.csv", "table.md", "hot-refresh.svg", "hot-refresh.csv", "config.json", "label-noise.csv"];
+    let files =
+        ["table.csv", "table.md", "hot-refresh.svg", "hot-refresh.csv", "config.json", "label-noise.csv"];
     for file in files {
         assert!(out.join(file).metadata()?.len() > 0, "{file}");
     }
@@ -71,7 +75,8 @@ fn a_run_writes_its_files_and_resumes_only_as_itself() -> Result<(), Failure> {
     assert_eq!(std::fs::read_to_string(out.join("table.csv"))?, table);
     assert_eq!(checkpoint.metadata()?.modified()?, before);
 
-    let other = message(run(&data, &out, &["--epochs", "2", "--seeds", "2", "--label-noise", "0.2", "--resume"]));
+    let other =
+        message(run(&data, &out, &["--epochs", "2", "--seeds", "2", "--label-noise", "0.2", "--resume"]));
     assert!(other.contains("`new.epochs` is 1 there and 2 here") || other.contains("epochs"), "{other}");
     let other = message(run(&data, &out, &["--epochs", "1", "--seeds", "2", "--resume"]));
     assert!(other.contains("`label_noise` is 0.2 there and null here"), "{other}");

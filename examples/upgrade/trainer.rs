@@ -184,7 +184,11 @@ mod tests {
             "killed"
         }
 
-        fn terms(&mut self, batch: &Batch<'_>, classifier: &CosineClassifier) -> consonance_methods::Result<Terms> {
+        fn terms(
+            &mut self,
+            batch: &Batch<'_>,
+            classifier: &CosineClassifier,
+        ) -> consonance_methods::Result<Terms> {
             if batch.epoch >= self.until {
                 return Err(candle_core::Error::Msg("killed".into()).into());
             }
