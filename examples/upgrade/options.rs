@@ -27,11 +27,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "HxW", default_value = "64x32", value_parser = size, requires = "data")]
     pub(crate) size: (usize, usize),
     /// Rows of the table beside the old model: `default`, `all`, or names separated by commas (independent, procrustes,
-    /// bct, neighborhood-consensus, ...).
+    /// bct, neighborhood-consensus, ...). A method may have settings of its own: bct+weight=2+scale=30.
     #[arg(long, value_name = "NAMES", default_value = "default")]
     pub(crate) methods: String,
     /// Epochs of every new model; the old one has fewer images and gets twice as many.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 30)]
     pub(crate) epochs: usize,
     /// A number of seeds (1, 2, ...), or a list of them separated by commas.
     #[arg(long, value_name = "SEEDS", default_value = "1")]
@@ -78,7 +78,12 @@ pub(crate) enum Row {
     /// The same, mapped onto the old space afterwards.
     Procrustes,
     /// The new model trained with a method.
-    Method(MethodConfig),
+    Method {
+        /// The name in the table and of the files: the method's, with the settings that the command line gave.
+        name: String,
+        /// All settings.
+        config: MethodConfig,
+    },
 }
 
 /// Rows without a method of their own.
@@ -105,11 +110,7 @@ impl Row {
                 "old" => continue,
                 "independent" => Self::Independent,
                 "procrustes" => Self::Procrustes,
-                _ => Self::Method(MethodConfig::by_name(name).map_err(|_| {
-                    let known =
-                        PLAIN.iter().chain(MethodConfig::NAMES).copied().collect::<Vec<_>>().join(", ");
-                    failure(format!("--methods: got `{name}`, expected default, all, or names among {known}"))
-                })?),
+                _ => Self::Method { name: name.to_owned(), config: method(name)? },
             };
             if !rows.contains(&row) {
                 rows.push(row);
@@ -119,6 +120,44 @@ impl Row {
             true => Err(failure(format!("--methods: got {text:?}, expected at least one name"))),
             false => Ok(rows),
         }
+    }
+}
+
+/// A method of the form `name+setting=value+setting=value`; a setting inside another is named `outer.inner`.
+fn method(text: &str) -> Result<MethodConfig, Failure> {
+    let mut parts = text.split('+');
+    let name = parts.next().unwrap_or_default();
+    let config = MethodConfig::by_name(name).map_err(|_| {
+        let known = PLAIN.iter().chain(MethodConfig::NAMES).copied().collect::<Vec<_>>().join(", ");
+        failure(format!("--methods: got `{name}`, expected default, all, or names among {known}"))
+    })?;
+    let mut value = serde_json::to_value(&config)?;
+    for setting in parts {
+        let Some((path, new)) = setting.split_once('=') else {
+            return Err(failure(format!(
+                "--methods: got `{setting}` in `{text}`, expected a setting as weight=2"
+            )));
+        };
+        // What is no JSON is a word: `discrimination=none`.
+        let new = serde_json::from_str(new).unwrap_or_else(|_| Value::String(new.to_owned()));
+        let path: Vec<&str> = path.split('.').collect();
+        set(&mut value, &path, new, true);
+    }
+    serde_json::from_value(value).map_err(|e| failure(format!("--methods: `{text}`: {e}")))
+}
+
+/// Puts `new` at a path. Below the top, a key that is not there yet means another choice than the present one, which goes:
+/// `weights.exp.temperature=0.2` where the weights were `half`. What does not fit is found when the settings are read.
+fn set(place: &mut Value, path: &[&str], new: Value, top: bool) {
+    let Some((key, rest)) = path.split_first() else {
+        *place = new;
+        return;
+    };
+    if !top && place.get(key).is_none() {
+        *place = Value::Object(serde_json::Map::new());
+    }
+    if let Some(map) = place.as_object_mut() {
+        set(map.entry(*key).or_insert(Value::Null), rest, new, false);
     }
 }
 
@@ -169,7 +208,7 @@ impl Config {
             batch: 64,
             schedule: Schedule::default(),
             augmentation: Augmentation::default(),
-            classifier: CosineClassifierConfig { scale: 20.0, margin: Margin::Cosine(0.2) },
+            classifier: CosineClassifierConfig { scale: 24.0, margin: Margin::Cosine(0.3) },
         };
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -258,6 +297,16 @@ mod tests {
         assert_eq!(Row::parse("default")?.len(), 4);
         assert_eq!(Row::parse("all")?.len(), 2 + MethodConfig::NAMES.len());
         assert_eq!(Row::parse("independent, procrustes,independent")?, [Row::Independent, Row::Procrustes]);
+        let tuned =
+            Row::parse("bct+weight=2.5,neighborhood-consensus+weights.exp.temperature=0.2+credibility=null")?;
+        let text = serde_json::to_string(&tuned)?;
+        assert!(text.contains(r#""weight":2.5"#), "{text}");
+        assert!(text.contains(r#""weights":{"exp":{"temperature":0.2}}"#), "{text}");
+        assert!(text.contains(r#""credibility":null"#), "{text}");
+        for (wrong, part) in [("bct+weigth=2", "weigth"), ("bct+weight", "weight=2"), ("bct+weight=a", "weight=a")] {
+            let message = Row::parse(wrong).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(message.contains("--methods") && message.contains(part), "{message}");
+        }
         let message = Row::parse("bct,nonsense").err().map(|e| e.to_string()).unwrap_or_default();
         assert!(message.contains("`nonsense`") && message.contains("procrustes"), "{message}");
         Ok(())

@@ -151,7 +151,7 @@ impl Run<'_> {
         let mut outcomes = Vec::new();
         for row in &self.config.methods {
             outcomes.push(match row {
-                Row::Method(config) => self.method(name_of(config)?.as_str(), config, old, &old.labels)?,
+                Row::Method { name, config } => self.method(name, config, old, &old.labels)?,
                 Row::Independent | Row::Procrustes => {
                     let (test, train) = match &alone {
                         Some(known) => known.clone(),
@@ -185,11 +185,4 @@ impl Run<'_> {
     pub(crate) fn label_tensor(labels: Vec<u32>) -> Result<Tensor, Failure> {
         Ok(Tensor::new(labels, &Device::Cpu)?)
     }
-}
-
-/// A method's name as its configuration is tagged.
-pub(crate) fn name_of(config: &MethodConfig) -> Result<String, Failure> {
-    let value = serde_json::to_value(config)?;
-    let name = value.get("method").and_then(|name| name.as_str());
-    name.map(str::to_owned).ok_or_else(|| failure("a method without a name"))
 }
