@@ -41,7 +41,7 @@ pub(crate) struct Scorer {
 
 impl Scorer {
     pub(crate) fn new(kernel: &'static Kernel, metric: Metric, dim: usize) -> Self {
-        Self { kernel, metric, margin: Margin::new(dim) }
+        Self { kernel, metric, margin: Margin::new(dim, kernel.underflow) }
     }
 
     /// Measures a row as it is: its size and its squared norm.
@@ -50,7 +50,7 @@ impl Scorer {
     /// [`Bad`] when it is not finite.
     pub(crate) fn measure(&self, row: &[f32]) -> std::result::Result<(Size, f64), Bad> {
         let squared = self.kernel.squared_norm(row);
-        if squared.is_finite() { Ok((Size::of_squared_norm(squared), squared)) } else { Err(Bad) }
+        if squared.is_finite() { Ok((Size::new(squared, self.kernel.residual(row)), squared)) } else { Err(Bad) }
     }
 
     /// Scales a row for the cosine and measures it.
@@ -58,16 +58,16 @@ impl Scorer {
     /// # Errors
     /// [`Bad`] when it is not finite, or of norm zero and a direction is needed.
     pub(crate) fn prepare(&self, row: &mut [f32]) -> std::result::Result<(Size, f64), Bad> {
-        let (size, squared) = self.measure(row)?;
         if self.metric != Metric::Cosine {
-            return Ok((size, squared));
+            return self.measure(row);
         }
-        if squared == 0.0 {
+        let squared = self.kernel.squared_norm(row);
+        if squared == 0.0 || !squared.is_finite() {
             return Err(Bad);
         }
         self.kernel.scale(1.0 / squared.sqrt(), row);
         // Every element is rounded once, so the norm is 1 to within 2⁻²⁴ and what underflow takes away.
-        Ok((Size::of_squared_norm(1.000_001), 1.0))
+        Ok((Size::new(1.000_001, self.kernel.residual(row)), 1.0))
     }
 
     /// The score of two prepared rows, in the order of summation of [`crate::simd::dot`].

@@ -8,12 +8,14 @@ use rayon::prelude::*;
 use super::list::{self, Lists};
 use crate::Rows;
 use crate::scoring::{self, Bad, Metric, Scorer};
-use crate::screen::{Aligned, MAX_QUERIES, Size};
+use crate::screen::{Aligned, Hit, Kernel, Size};
 
 /// Up to this many queries, every pair is scored right away: packing the keys would cost more than it saves.
 const DIRECT: usize = 4;
 /// Elements of a tile of keys: with its packed copy it stays in a core's second-level cache.
 const TILE_ELEMENTS: usize = 64 * 1024;
+/// Elements of the key panels that stay in a core's first-level cache.
+const GROUP_ELEMENTS: usize = 6 * 1024;
 /// Elements of a block of queries.
 const BLOCK_ELEMENTS: usize = 1024 * 1024;
 /// Bytes of the lists of a block, for one worker.
@@ -69,13 +71,23 @@ struct Worker {
     lists: Lists,
     /// Screening thresholds, padded to whole panels with +∞.
     thresholds: Vec<f32>,
+    /// The largest keys so far: thresholds allow for these.
+    largest: Size,
+    hits: Vec<Hit>,
+    found: Vec<Found>,
+}
+
+/// A scored pair.
+struct Found {
+    row: usize,
+    entry: u64,
 }
 
 impl<'a> Search<'a> {
     /// Cuts `queries` into blocks of about equal size that fit the caches.
     pub(super) fn blocks(&self, queries: Range<usize>, keys: Range<usize>) -> impl Iterator<Item = Block> {
         let most = (BLOCK_ELEMENTS / self.bank.cols().max(1)).min(BLOCK_LIST_BYTES / list::bytes(self.k));
-        let count = queries.len().div_ceil(most.clamp(8 * MAX_QUERIES, 4096)).max(1);
+        let count = queries.len().div_ceil(most.clamp(128, 4096)).max(1);
         let rows = queries.len().div_ceil(count).max(1);
         queries
             .clone()
@@ -101,9 +113,11 @@ impl<'a> Search<'a> {
     pub(super) fn run(&self, block: &Block) -> Result<Vec<u64>, Bad> {
         let panels = self.pack_queries(block);
         let tile_keys = self.tile_keys(block);
+        let tiles = block.keys.len().div_ceil(tile_keys);
+        let stride = stride(tiles);
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let floors: Vec<AtomicU64> = block.queries.clone().map(|_| AtomicU64::new(0)).collect();
-        let workers = rayon::current_num_threads().min(block.keys.len().div_ceil(tile_keys));
+        let workers = rayon::current_num_threads().min(tiles);
         let lists: Vec<Lists> = (0..workers)
             .into_par_iter()
             .with_max_len(1)
@@ -111,10 +125,11 @@ impl<'a> Search<'a> {
                 let mut worker: Option<Worker> = None;
                 let mut tile = self.tile(tile_keys);
                 loop {
-                    let from = block.keys.start + next.fetch_add(1, Relaxed) * tile_keys;
-                    if from >= block.keys.end || failed.load(Relaxed) {
+                    let turn = next.fetch_add(1, Relaxed);
+                    if turn >= tiles || failed.load(Relaxed) {
                         return worker.map(|worker| worker.lists);
                     }
+                    let from = block.keys.start + turn * stride % tiles * tile_keys;
                     let worker = worker.get_or_insert_with(|| self.worker(&panels));
                     let range = from..(from + tile_keys).min(block.keys.end);
                     match self.load(&mut tile, range, panels.ids.len() > DIRECT) {
@@ -172,7 +187,13 @@ impl<'a> Search<'a> {
     fn worker(&self, panels: &Panels) -> Worker {
         let rows = panels.ids.len();
         let padded = rows.next_multiple_of(self.scorer.kernel.queries);
-        Worker { lists: Lists::new(rows, self.k), thresholds: vec![f32::INFINITY; padded] }
+        Worker {
+            lists: Lists::new(rows, self.k),
+            thresholds: vec![f32::INFINITY; padded],
+            largest: Size::NONE,
+            hits: Vec::new(),
+            found: Vec::new(),
+        }
     }
 
     fn tile(&self, keys: usize) -> Tile<'a> {
@@ -224,76 +245,101 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// The screening threshold of a row against a tile.
-    fn threshold(&self, lists: &Lists, panels: &Panels, row: usize, tile: &Tile<'_>) -> f32 {
-        let (size, squared) = panels.sizes[row];
-        let score = scoring::floor_score(self.scorer.metric, lists.floor(row));
-        self.scorer.least(score, (size, squared), tile.largest)
+    /// The screening threshold of a row against the keys that the worker has met.
+    fn threshold(&self, worker: &Worker, panels: &Panels, row: usize) -> f32 {
+        let score = scoring::floor_score(self.scorer.metric, worker.lists.floor(row));
+        self.scorer.least(score, panels.sizes[row], worker.largest)
     }
 
     fn screen(&self, worker: &mut Worker, panels: &Panels, tile: &Tile<'_>, floors: &[AtomicU64]) {
         let (dim, kernel) = (self.bank.cols(), self.scorer.kernel);
+        let grown = worker.largest.max(tile.largest);
+        let all = std::mem::replace(&mut worker.largest, grown) != grown;
         for (row, floor) in floors.iter().enumerate() {
-            worker.lists.raise(row, floor);
-            worker.thresholds[row] = self.threshold(&worker.lists, panels, row, tile);
-        }
-        let mut masks = [0u32; MAX_QUERIES];
-        let (query_panels, key_panels) =
-            (panels.packed.as_slice().chunks_exact(kernel.query_panel(dim)), kernel.key_panel(dim));
-        for (first, queries) in (0..).step_by(kernel.queries).zip(query_panels) {
-            if first >= panels.ids.len() {
-                break;
+            let before = worker.lists.floor(row);
+            if worker.lists.raise(row, floor) != before || all {
+                worker.thresholds[row] = self.threshold(worker, panels, row);
             }
-            for from in (0..tile.ids.len()).step_by(kernel.keys) {
-                let keys = &tile.packed.as_slice()[from / kernel.keys * key_panels..][..key_panels];
+        }
+        let armed = kernel.arm();
+        let mut hits = std::mem::take(&mut worker.hits);
+        let (query_panel, key_panel) = (kernel.query_panel(dim), kernel.key_panel(dim));
+        // As many key panels at once as stay in the first-level cache while all query panels pass by.
+        let group = (GROUP_ELEMENTS / key_panel).max(1) * kernel.keys;
+        for from in (0..tile.ids.len()).step_by(group) {
+            let keys = &tile.packed.as_slice()[from / kernel.keys * key_panel..];
+            let start = &tile.start[from..tile.start.len().min(from + group)];
+            for first in (0..panels.ids.len()).step_by(kernel.queries) {
+                let queries =
+                    &panels.packed.as_slice()[first / kernel.queries * query_panel..][..query_panel];
+                hits.clear();
                 let thresholds = &worker.thresholds[first..][..kernel.queries];
-                if !kernel.screen(dim, queries, keys, &tile.start[from..], thresholds, &mut masks) {
-                    continue;
-                }
-                let valid = u32::MAX >> (32 - (tile.ids.len() - from).min(kernel.keys));
-                for (row, mask) in (first..panels.ids.len()).zip(&masks[..kernel.queries]) {
-                    let mut mask = mask & valid;
-                    while mask != 0 {
-                        let key = from + mask.trailing_zeros() as usize;
-                        mask &= mask - 1;
-                        if self.offer(&mut worker.lists, panels, tile, (row, key), &floors[row]) {
-                            worker.thresholds[row] = self.threshold(&worker.lists, panels, row, tile);
-                        }
+                Kernel::screen(&armed, dim, (queries, thresholds), (keys, start), &mut hits);
+                self.score(&hits, (panels, first), (tile, from), &mut worker.found);
+                for found in &worker.found {
+                    let row = found.row;
+                    if worker.lists.offer(row, found.entry, &floors[row]) {
+                        worker.thresholds[row] = self.threshold(worker, panels, row);
                     }
                 }
             }
         }
+        worker.hits = hits;
+    }
+
+    /// Scores the hits of a query panel and some key panels that start at these places. All scores come before the
+    /// first offer, so that the processor works on several at once.
+    fn score(
+        &self,
+        hits: &[Hit],
+        (panels, first): (&Panels, usize),
+        (tile, from): (&Tile<'_>, usize),
+        found: &mut Vec<Found>,
+    ) {
+        found.clear();
+        found.extend(hits.iter().filter_map(|hit| {
+            let (row, key) = (first + usize::from(hit.query), from + usize::from(hit.key));
+            let entry = if key < tile.ids.len() { self.entry(panels, tile, row, key) } else { None };
+            entry.map(|entry| Found { row, entry })
+        }));
     }
 
     fn score_all(&self, worker: &mut Worker, panels: &Panels, tile: &Tile<'_>, floors: &[AtomicU64]) {
         for (row, floor) in floors.iter().enumerate() {
             worker.lists.raise(row, floor);
             for key in 0..tile.ids.len() {
-                self.offer(&mut worker.lists, panels, tile, (row, key), floor);
+                if let Some(entry) = self.entry(panels, tile, row, key) {
+                    worker.lists.offer(row, entry, floor);
+                }
             }
         }
     }
 
-    /// Scores one pair and offers it to the row's list; says whether the row's floor has risen.
+    /// The entry of one pair; `None` when the key is left out.
     #[inline]
-    fn offer(
-        &self,
-        lists: &mut Lists,
-        panels: &Panels,
-        tile: &Tile<'_>,
-        (row, key): (usize, usize),
-        floor: &AtomicU64,
-    ) -> bool {
+    fn entry(&self, panels: &Panels, tile: &Tile<'_>, row: usize, key: usize) -> Option<u64> {
         let id = tile.ids[key];
         if self.ids.is_some_and(|(queries, keys)| queries[panels.ids[row]] == keys[id]) {
-            return false;
+            return None;
         }
         let dim = self.bank.cols();
         let (x, y) = (&panels.rows[row * dim..][..dim], tile.row(key, dim, self.bank.stride()));
-        let score = self.scorer.score(x, y);
         // The caller has checked that key numbers fit u32.
-        lists.offer(row, scoring::entry(self.scorer.metric, score, id as u32), floor)
+        Some(scoring::entry(self.scorer.metric, self.scorer.score(x, y), id as u32))
     }
+}
+
+/// A step through `tiles` that reaches each once and jumps far: keys that come in the order of their scores would
+/// otherwise all enter the lists.
+fn stride(tiles: usize) -> usize {
+    let coprime = |step: usize| {
+        let (mut a, mut b) = (tiles, step);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a == 1
+    };
+    (tiles * 5 / 8..tiles).find(|step| coprime(*step)).unwrap_or(1)
 }
 
 impl Tile<'_> {

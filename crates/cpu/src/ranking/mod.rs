@@ -161,7 +161,7 @@ pub fn ranking(queries: &Rows<'_>, gallery: &Rows<'_>, options: &Options<'_>) ->
     check(queries, gallery, options)?;
     let roles = Roles::new(options);
     let counter = Counter {
-        scorer: Scorer::new(Kernel::best(), options.metric, gallery.cols()),
+        scorer: Scorer::new(Kernel::full_precision(), options.metric, gallery.cols()),
         queries: *queries,
         gallery: *gallery,
         roles: &roles,

@@ -10,17 +10,22 @@ const UNIT: f64 = 5.960_464_477_539_063e-8;
 pub(crate) struct Size {
     /// An upper bound of the Euclidean norm.
     pub(crate) norm: f64,
+    /// An upper bound of the norm of what packing takes away.
+    pub(crate) residual: f64,
 }
 
 impl Size {
+    /// The size of no row: less than that of any.
+    pub(crate) const NONE: Self = Self { norm: -1.0, residual: 0.0 };
+
     /// The size of rows that are at most as large as either.
     pub(crate) fn max(self, other: Self) -> Self {
-        Self { norm: self.norm.max(other.norm) }
+        Self { norm: self.norm.max(other.norm), residual: self.residual.max(other.residual) }
     }
 
-    /// The size of a row with this squared norm, computed in f64.
-    pub(crate) fn of_squared_norm(squared: f64) -> Self {
-        Self { norm: squared.sqrt() * (1.0 + 1e-9) }
+    /// The size of a row from its squared norm and the squared norm of its residual, computed in f64.
+    pub(crate) fn new(squared: f64, residual: f64) -> Self {
+        Self { norm: squared.sqrt() * (1.0 + 1e-9), residual: residual.sqrt() * (1.0 + 1e-9) }
     }
 }
 
@@ -28,7 +33,8 @@ impl Size {
 ///
 /// With u = 2⁻²⁴ and γₙ = n·u/(1 − n·u), a sum of n products in any order, fused or not, errs by at most
 /// γₙ Σ|x_d y_d| ≤ γₙ‖x‖‖y‖ (Higham, section 3.1, and Cauchy-Schwarz). A screening sum starts from one more
-/// term; the score that decides has its own error of the same form. Underflow adds at most 2⁻¹⁵⁰ an operation.
+/// term; the score that decides has its own error of the same form. Underflow adds at most 2⁻¹⁵⁰ an operation, or
+/// what the kernel says. A kernel that packs x̃ for x adds |⟨x̃, ỹ⟩ − ⟨x, y⟩| ≤ ‖x − x̃‖‖ỹ‖ + ‖x‖‖y − ỹ‖.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Margin {
     /// Relative error of a screening sum and a deciding score together.
@@ -38,12 +44,12 @@ pub(crate) struct Margin {
 }
 
 impl Margin {
-    /// The bounds of dimension `dim`.
-    pub(crate) fn new(dim: usize) -> Self {
+    /// The bounds of dimension `dim`, where an operation can lose `underflow`.
+    pub(crate) fn new(dim: usize, underflow: f64) -> Self {
         let dim = dim as f64;
         // γ of dim + 2 for the screen and of dim / 16 + 8 for the score, with room for the roundings of the
         // threshold itself; 1.1 covers 1 / (1 − n·u) up to dimensions of a million.
-        Self { relative: 1.1 * (dim + dim / 16.0 + 16.0) * UNIT, absolute: (dim + 8.0) * 3e-45 }
+        Self { relative: 1.1 * (dim + dim / 16.0 + 16.0) * UNIT, absolute: (dim + 8.0) * (3e-45 + underflow) }
     }
 
     /// Between which screening sums a pair may have the deciding score `score`: every pair whose score is `score`
@@ -59,14 +65,14 @@ impl Margin {
         keys: Size,
     ) -> (f32, f32) {
         let score = f64::from(score);
+        let (x, y) = (query.norm + query.residual, keys.norm + keys.residual);
         let (center, size) = match metric {
-            Metric::InnerProduct | Metric::Cosine => (score, query.norm * keys.norm + score.abs()),
-            Metric::SquaredL2 => {
-                (0.5 * (squared_norm - score), query.norm * query.norm + keys.norm * keys.norm + score)
-            }
+            Metric::InnerProduct | Metric::Cosine => (score, x * y + score.abs()),
+            Metric::SquaredL2 => (0.5 * (squared_norm - score), x * x + y * y + score),
         };
+        let packing = query.residual * y + query.norm * keys.residual;
         // Rounding to f32 may move a bound by half a unit: step outward.
-        let error = self.relative * size + self.absolute + center.abs() * 2.0 * UNIT + 3e-45;
+        let error = packing + self.relative * size + self.absolute + center.abs() * 2.0 * UNIT + 3e-45;
         ((center - error) as f32, (center + error) as f32)
     }
 }

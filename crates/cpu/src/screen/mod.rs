@@ -8,43 +8,68 @@
 //! order of summation is fixed by the code. What comes out is then the same bits for every kernel, shape,
 //! tile, thread and machine.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod margin;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::marker::PhantomData;
 use std::sync::LazyLock;
 
 use bytemuck::{Pod, Zeroable};
 
 pub(crate) use margin::{Margin, Size};
 
-/// The most keys of a panel: one bit each of a `u32`.
-pub(crate) const MAX_KEYS: usize = 32;
-/// The most queries of a panel.
-pub(crate) const MAX_QUERIES: usize = 16;
+/// The most rows of a panel.
+const MAX_ROWS: usize = 32;
+
+/// A pair that reaches its threshold: the query's place in its panel, the key's in the keys of the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hit {
+    pub(crate) query: u16,
+    pub(crate) key: u16,
+}
 
 /// One set of functions compiled for one instruction set.
 pub(crate) struct Kernel {
     /// The instruction set.
+    #[cfg_attr(not(test), allow(dead_code, reason = "tests say which kernel differs"))]
     pub(crate) name: &'static str,
-    /// Queries of a panel, at most [`MAX_QUERIES`].
+    /// Queries of a panel.
     pub(crate) queries: usize,
-    /// Keys of a panel, at most [`MAX_KEYS`].
+    /// Keys of a panel.
     pub(crate) keys: usize,
-    /// Sets bit `j` of `masks[i]` where `start[j] + ⟨q_i, k_j⟩ ≥ thresholds[i]`; says whether any bit is set.
-    screen: unsafe fn(
-        dim: usize,
-        q: &[f32],
-        k: &[f32],
-        start: &[f32],
-        thresholds: &[f32],
-        masks: &mut [u32],
-    ) -> bool,
+    /// Elements of a packed row, for a dimension.
+    packed: fn(dim: usize) -> usize,
+    pack_queries: unsafe fn(dim: usize, rows: &[&[f32]], panel: &mut [f32]),
+    pack_keys: unsafe fn(dim: usize, rows: &[&[f32]], panel: &mut [f32]),
+    arm: unsafe fn(),
+    disarm: unsafe fn(),
+    screen: unsafe fn(dim: usize, q: &[f32], k: &[f32], start: &[f32], thresholds: &[f32], hits: &mut Vec<Hit>),
+    /// ‖x − x̃‖² where x̃ is what packing keeps of a row; `None` when it keeps everything.
+    residual: Option<unsafe fn(&[f32]) -> f64>,
+    /// What an operation can lose to underflow.
+    pub(crate) underflow: f64,
     dot: unsafe fn(&[f32], &[f32]) -> f32,
     squared_distance: unsafe fn(&[f32], &[f32]) -> f32,
     squared_norm: unsafe fn(&[f32]) -> f64,
     scale: unsafe fn(f64, &mut [f32]),
+}
+
+/// A thread that is ready to call [`Kernel::screen`]: some kernels keep state in the core's registers meanwhile.
+pub(crate) struct Armed {
+    kernel: &'static Kernel,
+    /// The state belongs to the thread.
+    stays: PhantomData<*const ()>,
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        // SAFETY: `Kernel::arm` has run on this thread, as `Armed` cannot be sent.
+        unsafe { (self.kernel.disarm)() }
+    }
 }
 
 impl Kernel {
@@ -55,9 +80,19 @@ impl Kernel {
         *BEST
     }
 
+    /// The fastest kernel of this machine that multiplies the rows as they are.
+    pub(crate) fn full_precision() -> &'static Self {
+        static FULL: LazyLock<&'static Kernel> = LazyLock::new(|| {
+            Kernel::all().into_iter().find(|kernel| kernel.residual.is_none()).unwrap_or(&portable::KERNEL)
+        });
+        *FULL
+    }
+
     /// All kernels that this machine can run, the fastest first.
     pub(crate) fn all() -> Vec<&'static Self> {
         let mut all = Vec::new();
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        all.extend(amx::available());
         #[cfg(target_arch = "x86_64")]
         all.extend(x86::available());
         all.push(&portable::KERNEL);
@@ -66,50 +101,62 @@ impl Kernel {
 
     /// Elements of a packed query panel.
     pub(crate) fn query_panel(&self, dim: usize) -> usize {
-        dim * self.queries
+        (self.packed)(dim) * self.queries
     }
 
     /// Elements of a packed key panel.
     pub(crate) fn key_panel(&self, dim: usize) -> usize {
-        dim * self.keys
+        (self.packed)(dim) * self.keys
     }
 
     /// Packs up to [`Kernel::queries`] rows; missing rows become zeros.
-    pub(crate) fn pack_queries<'a>(
-        &self,
-        dim: usize,
-        rows: impl Iterator<Item = &'a [f32]>,
-        panel: &mut [f32],
-    ) {
-        pack(dim, self.queries, rows, panel);
+    pub(crate) fn pack_queries<'a>(&self, dim: usize, rows: impl Iterator<Item = &'a [f32]>, panel: &mut [f32]) {
+        let panel = &mut panel[..self.query_panel(dim)];
+        let (rows, count) = collect(dim, rows.take(self.queries));
+        // SAFETY: a kernel is only handed out when this machine has its instructions (`all`).
+        unsafe { (self.pack_queries)(dim, &rows[..count], panel) }
     }
 
     /// Packs up to [`Kernel::keys`] rows; missing rows become zeros.
     pub(crate) fn pack_keys<'a>(&self, dim: usize, rows: impl Iterator<Item = &'a [f32]>, panel: &mut [f32]) {
-        pack(dim, self.keys, rows, panel);
+        let panel = &mut panel[..self.key_panel(dim)];
+        let (rows, count) = collect(dim, rows.take(self.keys));
+        // SAFETY: a kernel is only handed out when this machine has its instructions (`all`).
+        unsafe { (self.pack_keys)(dim, &rows[..count], panel) }
     }
 
-    /// Sets bit `j` of `masks[i]` where `start[j] + ⟨q_i, k_j⟩ ≥ thresholds[i]`; says whether any bit is set.
-    ///
-    /// `masks` is written only when it says so.
+    /// Makes this thread ready to screen.
+    pub(crate) fn arm(&'static self) -> Armed {
+        // SAFETY: a kernel is only handed out when this machine has its instructions (`all`).
+        unsafe { (self.arm)() }
+        Armed { kernel: self, stays: PhantomData }
+    }
+
+    /// Appends the pairs of a query panel and some key panels with `start[key] + ⟨query, key⟩ ≥
+    /// thresholds[query]`. There are `start.len() / self.keys` key panels, at most 65,536 keys.
     #[inline]
     pub(crate) fn screen(
-        &self,
+        armed: &Armed,
         dim: usize,
-        q: &[f32],
-        k: &[f32],
-        start: &[f32],
-        thresholds: &[f32],
-        masks: &mut [u32; MAX_QUERIES],
-    ) -> bool {
-        assert!(
-            q.len() >= self.query_panel(dim) && k.len() >= self.key_panel(dim),
-            "screen: panel too short"
-        );
-        assert!(start.len() >= self.keys && thresholds.len() >= self.queries, "screen: bounds too short");
-        // SAFETY: a kernel is only handed out when this machine has its instructions (`all`), and the
-        // assertions above are the lengths that it reads; `masks` holds `MAX_QUERIES >= self.queries`.
-        unsafe { (self.screen)(dim, q, k, start, thresholds, masks) }
+        (q, thresholds): (&[f32], &[f32]),
+        (k, start): (&[f32], &[f32]),
+        hits: &mut Vec<Hit>,
+    ) {
+        let kernel = armed.kernel;
+        let panels = start.len() / kernel.keys;
+        assert!(panels * kernel.keys <= 1 << 16, "screen: too many keys");
+        assert!(q.len() >= kernel.query_panel(dim), "screen: query panel too short");
+        assert!(k.len() >= panels * kernel.key_panel(dim), "screen: key panels too short");
+        assert!(thresholds.len() >= kernel.queries, "screen: thresholds too short");
+        // SAFETY: a kernel is only handed out when this machine has its instructions (`all`), `armed` says that
+        // this thread is ready, and the assertions above are the lengths that it reads.
+        unsafe { (kernel.screen)(dim, q, k, start, thresholds, hits) }
+    }
+
+    /// ‖x − x̃‖² where x̃ is what packing keeps of a row.
+    pub(crate) fn residual(&self, x: &[f32]) -> f64 {
+        // SAFETY: a kernel is only handed out when this machine has its instructions (`all`).
+        self.residual.map_or(0.0, |residual| unsafe { residual(x) })
     }
 
     /// ⟨a, b⟩ of two slices of one length: the bits of [`crate::simd::dot`].
@@ -141,27 +188,39 @@ impl Kernel {
     }
 }
 
-/// `panel[d * width + r] = rows[r][d]`.
-fn pack<'a>(dim: usize, width: usize, rows: impl Iterator<Item = &'a [f32]>, panel: &mut [f32]) {
+fn collect<'a>(dim: usize, rows: impl Iterator<Item = &'a [f32]>) -> ([&'a [f32]; MAX_ROWS], usize) {
     const BLANK: &[f32] = &[];
-    let mut sources = [BLANK; MAX_KEYS];
+    let mut sources = [BLANK; MAX_ROWS];
     let mut count = 0;
-    for row in rows.take(width) {
-        sources[count] = &row[..dim];
+    for (source, row) in sources.iter_mut().zip(rows) {
+        *source = &row[..dim];
         count += 1;
     }
-    let panel = &mut panel[..dim * width];
-    if count < width {
+    (sources, count)
+}
+
+/// Packs `f32` rows side by side: `panel[d * WIDTH + r] = rows[r][d]`.
+fn interleave<const WIDTH: usize>(dim: usize, rows: &[&[f32]], panel: &mut [f32]) {
+    if rows.len() < WIDTH {
         panel.fill(0.0);
     }
     // Blocks of 16 dimensions keep the lines of the panel in the cache while the rows go by.
-    for from in (0..dim).step_by(16) {
-        let to = dim.min(from + 16);
-        for (r, source) in sources[..count].iter().enumerate() {
-            for (d, value) in source[from..to].iter().enumerate() {
-                panel[(from + d) * width + r] = *value;
+    for (block, panel) in panel.chunks_mut(16 * WIDTH).enumerate() {
+        for (r, row) in rows.iter().enumerate() {
+            let row = &row[16 * block..dim.min(16 * block + 16)];
+            for (out, value) in panel.chunks_exact_mut(WIDTH).zip(row) {
+                out[r] = *value;
             }
         }
+    }
+}
+
+/// Appends the set bits of one query's mask.
+#[inline(always)]
+fn push(hits: &mut Vec<Hit>, query: usize, first_key: usize, mut mask: u32) {
+    while mask != 0 {
+        hits.push(Hit { query: query as u16, key: (first_key + mask.trailing_zeros() as usize) as u16 });
+        mask &= mask - 1;
     }
 }
 
