@@ -5,6 +5,8 @@
 //! tiles, only those that are somebody's positive are scored, and neither B × N nor N × C is ever written: beside the
 //! result `[B, C]` the memory is one tile of distributions.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use rayon::prelude::*;
 
 use crate::contrast::{Plan, Problem, view_row};
@@ -66,39 +68,25 @@ pub fn mean_teachers(
     rows[..classes * d].iter_mut().for_each(|w| *w *= scale);
     let step = (TILE_NUMBERS / width).clamp(tile::MIN_ROWS, LARGEST_TILE);
 
+    let wanted = wanted_keys(problem, plan);
+    let mut place = vec![0u32; n];
     let mut distributions = vec![0.0f32; b * classes];
     let mut sums = vec![(0.0f64, 0.0f64); b];
-    for start in (0..n).step_by(step) {
-        let end = (start + step).min(n);
-        let lists: Vec<Vec<(u32, f32)>> = (0..b)
-            .into_par_iter()
-            .map_init(
-                || (Vec::new(), Vec::new()),
-                |(old_query, buffer), row| {
-                    let mut list = Vec::new();
-                    plan.weighted_positives(problem, row, start..end, (old_query, buffer), |key, w| {
-                        if w > 0.0 {
-                            list.push(((key - start) as u32, w));
-                        }
-                    });
-                    list
-                },
-            )
-            .collect();
-        let mut wanted = vec![false; end - start];
-        lists.iter().flatten().for_each(|(key, _)| wanted[*key as usize] = true);
-        if !wanted.contains(&true) {
-            continue;
-        }
-        let tile = score(problem, start, &wanted, &rows, (classes, width));
-        distributions.par_chunks_exact_mut(classes).zip(&mut sums).zip(&lists).for_each(
-            |((out, (weight, entropy)), list)| {
-                for (key, w) in list {
-                    let at = *key as usize;
-                    simd::axpy(*w, &tile.distributions[at * width..][..classes], out);
-                    *weight += f64::from(*w);
-                    *entropy += f64::from(*w) * tile.entropies[at];
-                }
+    // A row adds its positives in the order of the keys, one by one: where a tile ends changes no bit.
+    for keys in wanted.chunks(step) {
+        let (Some(first), Some(last)) = (keys.first(), keys.last()) else { continue };
+        keys.iter().zip(0u32..).for_each(|(key, at)| place[*key as usize] = at);
+        let range = *first as usize..*last as usize + 1;
+        let tile = score(problem, keys, &rows, (classes, width));
+        distributions.par_chunks_exact_mut(classes).zip(&mut sums).enumerate().for_each_init(
+            || (Vec::new(), Vec::new()),
+            |(old_query, old_key), (row, (out, (weight, entropy)))| {
+                plan.weighted_positives(problem, row, range.clone(), (old_query, old_key), |key, w| {
+                    let at = place[key] as usize;
+                    simd::axpy(w, &tile.distributions[at * width..][..classes], out);
+                    *weight += f64::from(w);
+                    *entropy += f64::from(w) * tile.entropies[at];
+                });
             },
         );
     }
@@ -114,46 +102,42 @@ pub fn mean_teachers(
     })
 }
 
-/// The distributions of the wanted keys of one tile, each in its own place.
-fn score(
-    problem: &Problem<'_>,
-    start: usize,
-    wanted: &[bool],
-    rows: &[f32],
-    (classes, width): (usize, usize),
-) -> Tile {
+/// The keys that are somebody's positive, ascending.
+fn wanted_keys(problem: &Problem<'_>, plan: &Plan) -> Vec<u32> {
+    let n = problem.keys.rows();
+    let marks: Vec<AtomicBool> = (0..n).map(|_| AtomicBool::new(false)).collect();
+    (0..problem.queries.rows())
+        .into_par_iter()
+        .for_each(|row| plan.each_positive(problem, row, 0..n, |key, _| marks[key].store(true, Relaxed)));
+    marks.iter().zip(0u32..).filter(|(mark, _)| mark.load(Relaxed)).map(|(_, key)| key).collect()
+}
+
+/// The distributions of some keys.
+fn score(problem: &Problem<'_>, keys: &[u32], rows: &[f32], (classes, width): (usize, usize)) -> Tile {
     const GROUP: usize = 16;
     let d = problem.keys.cols();
-    let mut distributions = vec![0.0f32; wanted.len() * width];
-    let mut entropies = vec![0.0f64; wanted.len()];
+    let mut distributions = vec![0.0f32; keys.len() * width];
+    let mut entropies = vec![0.0f64; keys.len()];
     distributions
         .par_chunks_mut(GROUP * width)
         .zip(entropies.par_chunks_mut(GROUP))
-        .zip(wanted.par_chunks(GROUP))
-        .enumerate()
+        .zip(keys.par_chunks(GROUP))
         .for_each_init(
-            || (vec![0.0f32; GROUP * d], Vec::new()),
-            |(keys, buffer), (group, ((out, entropies), wanted))| {
-                if !wanted.contains(&true) {
-                    return;
+            || (vec![0.0f32; GROUP * d], Vec::new(), vec![0.0f32; tile::MIN_ROWS * width]),
+            |(block, buffer, padded), ((out, entropies), keys)| {
+                for (slot, key) in block.chunks_exact_mut(d).zip(keys) {
+                    slot.copy_from_slice(view_row(&problem.keys, *key as usize, buffer));
                 }
-                let count = wanted.len();
-                for (i, key) in keys.chunks_exact_mut(d).take(count).enumerate() {
-                    key.copy_from_slice(view_row(&problem.keys, start + group * GROUP + i, buffer));
-                }
-                // The last group of a bank may be short of rows; its results are as those of whole groups.
-                if count < tile::MIN_ROWS {
-                    let mut padded = vec![0.0f32; tile::MIN_ROWS * width];
-                    keys[count * d..].fill(0.0);
-                    tile::scores((tile::MIN_ROWS, width, d), (keys, d), (rows, d), (&mut padded, width));
-                    out.copy_from_slice(&padded[..count * width]);
+                // The last group may be short of rows; its results are as those of whole groups.
+                if keys.len() < tile::MIN_ROWS {
+                    block[keys.len() * d..].fill(0.0);
+                    tile::scores((tile::MIN_ROWS, width, d), (block, d), (rows, d), (padded, width));
+                    out.copy_from_slice(&padded[..out.len()]);
                 } else {
-                    tile::scores((count, width, d), (keys, d), (rows, d), (out, width));
+                    tile::scores((keys.len(), width, d), (block, d), (rows, d), (out, width));
                 }
-                for ((row, entropy), wanted) in out.chunks_exact_mut(width).zip(entropies).zip(wanted) {
-                    if *wanted {
-                        *entropy = softmax(&mut row[..classes]);
-                    }
+                for (row, entropy) in out.chunks_exact_mut(width).zip(entropies) {
+                    *entropy = softmax(&mut row[..classes]);
                 }
             },
         );

@@ -220,7 +220,7 @@ impl Plan {
 
     /// Calls `f(key, base weight)` for the positives of `row` in `range`, ascending.
     #[inline(always)]
-    pub(super) fn each_positive(
+    pub(crate) fn each_positive(
         &self,
         problem: &Problem<'_>,
         row: usize,
