@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::{
-    clusters::points::{Points, TILE, squared_distance_inline},
+    clusters::points::{Points, squared_distance_inline},
     simd, tile,
 };
 
@@ -163,7 +163,6 @@ pub(crate) fn sweep<R: Send>(
     take: impl Fn(usize, &[f32], Own, Found) -> R + Sync,
 ) -> Vec<R> {
     let n = points.len();
-    debug_assert!(TILE >= ROWS);
     let tiles: Vec<Vec<R>> = (0..n.div_ceil(ROWS))
         .into_par_iter()
         .map_init(Scratch::default, |scratch, t| {
@@ -340,9 +339,7 @@ impl State {
         };
         for (block, s) in scores.chunks_exact(LANES).enumerate() {
             let mut any = 0u32;
-            for l in 0..LANES {
-                any |= u32::from(s[l] < limit);
-            }
+            s.iter().for_each(|s| any |= u32::from(*s < limit));
             if any == 0 {
                 continue;
             }

@@ -112,7 +112,7 @@ impl Centers {
         scratch.second.clear();
         // One that is never touched stands for all when no second best is wanted.
         scratch.second.resize(if TWO { groups } else { 1 }, Lanes::EMPTY);
-        if n % rows != 0 {
+        if !n.is_multiple_of(rows) {
             scratch.tail.clear();
             scratch.tail.resize(rows * d, 0.0);
             for (i, tail) in (n - n % rows..n).zip(scratch.tail.chunks_exact_mut(d)) {
