@@ -1,5 +1,8 @@
 //! The bank against its reference ring: pushes of every size, files, refusals.
 
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{AffinityMap, Bank, ContrastOptions, Entries, Error, Pairs, Temperature, contrast};
 use consonance_reference::bank::{Ring, Slot};

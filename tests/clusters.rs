@@ -1,5 +1,7 @@
 //! Sub-clusters: the op against the definition, exactly on integers and by certificates on real inputs.
-#![allow(clippy::unwrap_used)] // the helpers of a test may panic as the test may
+
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{

@@ -1,6 +1,8 @@
 //! Sub-clusters, soft assignment and credibility take no memory of the size rows × centroids, nor a copy of the
 //! rows: in its own binary, as it counts every allocation.
-#![allow(clippy::unwrap_used)] // the helpers of a test may panic as the test may
+
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use candle_core::{DType, Device, Tensor};
 use consonance::{

@@ -1,6 +1,7 @@
 //! The contrastive loss on tensors: golden values, the f64 reference within a bound derived beforehand, bits, errors.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of a test may panic and print as the test may
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 #[path = "contrast/golden.rs"]
 mod golden;

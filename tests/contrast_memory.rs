@@ -1,6 +1,7 @@
 //! The contrastive loss takes no memory of the size queries × keys: in its own binary, as it counts every allocation.
 
-#![allow(clippy::unwrap_used)] // the helpers of a test may panic as the test may
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use candle_core::{Device, Tensor, Var};
 use consonance::{AffinityMap, ContrastOptions, OtherPositives, Pairs, Temperature, contrast};

@@ -1,5 +1,8 @@
 //! The discrimination space against its reference: values, gradients, bits, refusals.
 
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{
     AffinityMap, ContrastOptions, DiscriminationOptions, Error, Normalizer, OtherPositives, Pairs,

@@ -1,5 +1,8 @@
 //! The discrimination space never writes B × N or N × C: measured with a counting allocator, in a binary of its own.
 
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use candle_core::{Device, Tensor, Var};
 use consonance::{DiscriminationOptions, Pairs, Temperature, discrimination_kl, discrimination_raw};
 use consonance_testkit::{allocation, data};

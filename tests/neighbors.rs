@@ -1,5 +1,8 @@
 //! The neighbors op against the definition: ragged shapes, every layout and storage type, gradients, errors.
 
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{Error, Metric, NO_NEIGHBOR, NeighborsOptions, neighbors};
 use consonance_reference::neighbors as reference;

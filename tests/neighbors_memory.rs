@@ -1,5 +1,8 @@
 //! The neighbors take no memory of the size queries × keys.
 
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use consonance_cpu::Rows;
 use consonance_cpu::neighbors::{Metric, Options, neighbors};
 use consonance_testkit::{allocation, data};

@@ -1,5 +1,8 @@
 //! The ranking op against the definition: ragged shapes, every layout and storage type, roles, errors.
 
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use candle_core::{DType, Device, Tensor};
 use consonance::{ApVariant, Metric, RankingOptions, ranking};
 use consonance_reference::{neighbors, ranking as reference};

@@ -1,5 +1,7 @@
 //! Soft assignment: the op against the definition in f64, within bounds that follow from its arithmetic.
-#![allow(clippy::unwrap_used)] // the helpers of a test may panic as the test may
+
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{Error, Geometry, SoftAffinity, SoftAssignment, SoftAssignmentOptions, soft_assignment};

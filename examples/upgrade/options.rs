@@ -303,7 +303,9 @@ mod tests {
         assert!(text.contains(r#""weight":2.5"#), "{text}");
         assert!(text.contains(r#""weights":{"exp":{"temperature":0.2}}"#), "{text}");
         assert!(text.contains(r#""credibility":null"#), "{text}");
-        for (wrong, part) in [("bct+weigth=2", "weigth"), ("bct+weight", "weight=2"), ("bct+weight=a", "weight=a")] {
+        for (wrong, part) in
+            [("bct+weigth=2", "weigth"), ("bct+weight", "weight=2"), ("bct+weight=a", "weight=a")]
+        {
             let message = Row::parse(wrong).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(message.contains("--methods") && message.contains(part), "{message}");
         }

@@ -50,7 +50,11 @@ impl Scorer {
     /// [`Bad`] when it is not finite.
     pub(crate) fn measure(&self, row: &[f32]) -> std::result::Result<(Size, f64), Bad> {
         let squared = self.kernel.squared_norm(row);
-        if squared.is_finite() { Ok((Size::new(squared, self.kernel.residual(row)), squared)) } else { Err(Bad) }
+        if squared.is_finite() {
+            Ok((Size::new(squared, self.kernel.residual(row)), squared))
+        } else {
+            Err(Bad)
+        }
     }
 
     /// Scales a row for the cosine and measures it.

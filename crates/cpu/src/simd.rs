@@ -196,11 +196,11 @@ pub fn exp_inline(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = n.mul_add(-LN2_HI, clamped);
     let r = n.mul_add(-LN2_LO, r);
-    let mut p = 1.984_126_98e-4_f32;
-    p = p.mul_add(r, 1.388_888_89e-3);
-    p = p.mul_add(r, 8.333_333_33e-3);
-    p = p.mul_add(r, 4.166_666_67e-2);
-    p = p.mul_add(r, 1.666_666_67e-1);
+    let mut p = 1.984_127e-4_f32;
+    p = p.mul_add(r, 1.388_888_9e-3);
+    p = p.mul_add(r, 8.333_334e-3);
+    p = p.mul_add(r, 4.166_666_8e-2);
+    p = p.mul_add(r, 1.666_666_7e-1);
     p = p.mul_add(r, 0.5);
     p = p.mul_add(r, 1.0);
     p = p.mul_add(r, 1.0);

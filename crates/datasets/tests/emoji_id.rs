@@ -1,6 +1,7 @@
 //! The committed Emoji-ID pack: its hash, its counts, its splits, and what the pictures must look like.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

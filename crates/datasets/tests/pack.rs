@@ -1,6 +1,7 @@
 //! The packed image format: round trips, the exact bytes, and every way in which a file can be wrong.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs;
 

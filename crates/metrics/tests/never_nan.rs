@@ -1,5 +1,8 @@
 //! Whatever numbers come in, a metric is an error or a finite number, and never a panic.
 
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use consonance_metrics::plot::{SelfCross, refresh_curves, roc_curves, self_cross_bars, self_cross_scatter};
 use consonance_metrics::{
     Cell, Column, CompatibilityMatrix, NegativeFlips, RefreshCurve, Report, Result, Roc, Summary, Upgrade,

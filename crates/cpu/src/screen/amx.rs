@@ -121,7 +121,7 @@ fn widen(x: u16) -> f32 {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn pack_keys(dim: usize, rows: &[&[f32]], panel: &mut [f32]) {
     let panel: &mut [u16] = bytemuck::cast_slice_mut(panel);
-    if rows.len() < SIDE || dim % STEP != 0 {
+    if rows.len() < SIDE || !dim.is_multiple_of(STEP) {
         panel.fill(0);
     }
     for (step, panel) in panel.chunks_exact_mut(STEP_ELEMENTS).enumerate() {
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn rounding_is_to_nearest_even_without_infinities_and_subnormals() {
-        for x in [1.0f32, -1.003_906_3, 1.007_812_6, 3.141_592_7, -1e30, 1e-30, 0.0, -0.0, 65_280.1] {
+        for x in [1.0f32, -1.003_906_3, 1.007_812_6, 2.718_5, -1e30, 1e-30, 0.0, -0.0, 65_280.1] {
             assert_eq!(widen(round(x)), bf16::from_f32(x).to_f32(), "{x}");
         }
         assert!(widen(round(f32::MAX)).is_finite() && widen(round(f32::MIN)).is_finite());

@@ -32,6 +32,10 @@ pub(crate) struct Hit {
     pub(crate) key: u16,
 }
 
+/// `(dim, queries, keys, start, thresholds, hits)`, see [`Kernel`].
+type Screen =
+    unsafe fn(dim: usize, q: &[f32], k: &[f32], start: &[f32], thresholds: &[f32], hits: &mut Vec<Hit>);
+
 /// One set of functions compiled for one instruction set.
 pub(crate) struct Kernel {
     /// The instruction set.
@@ -47,7 +51,7 @@ pub(crate) struct Kernel {
     pack_keys: unsafe fn(dim: usize, rows: &[&[f32]], panel: &mut [f32]),
     arm: unsafe fn(),
     disarm: unsafe fn(),
-    screen: unsafe fn(dim: usize, q: &[f32], k: &[f32], start: &[f32], thresholds: &[f32], hits: &mut Vec<Hit>),
+    screen: Screen,
     /// ‖x − x̃‖² where x̃ is what packing keeps of a row; `None` when it keeps everything.
     residual: Option<unsafe fn(&[f32]) -> f64>,
     /// What an operation can lose to underflow.
@@ -110,7 +114,12 @@ impl Kernel {
     }
 
     /// Packs up to [`Kernel::queries`] rows; missing rows become zeros.
-    pub(crate) fn pack_queries<'a>(&self, dim: usize, rows: impl Iterator<Item = &'a [f32]>, panel: &mut [f32]) {
+    pub(crate) fn pack_queries<'a>(
+        &self,
+        dim: usize,
+        rows: impl Iterator<Item = &'a [f32]>,
+        panel: &mut [f32],
+    ) {
         let panel = &mut panel[..self.query_panel(dim)];
         let (rows, count) = collect(dim, rows.take(self.queries));
         // SAFETY: a kernel is only handed out when this machine has its instructions (`all`).

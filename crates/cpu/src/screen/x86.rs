@@ -107,7 +107,8 @@ unsafe fn screen_avx512(
     for (panel, start) in start.chunks_exact(32).enumerate() {
         let (mut q, mut k) = (q.as_ptr(), k[panel * 32 * dim..].as_ptr());
         // SAFETY: a chunk of 32 starts.
-        let mut sums = unsafe { [[_mm512_loadu_ps(start.as_ptr()), _mm512_loadu_ps(start.as_ptr().add(16))]; 12] };
+        let mut sums =
+            unsafe { [[_mm512_loadu_ps(start.as_ptr()), _mm512_loadu_ps(start.as_ptr().add(16))]; 12] };
         for _ in 0..dim {
             // SAFETY: step `d < dim` reads elements `12 d .. 12 d + 12` of `q` and `32 d .. 32 d + 32` of the
             // panel, inside both by the caller's contract; the pointers end at most one past the end.
@@ -150,7 +151,8 @@ unsafe fn screen_avx2(
     for (panel, start) in start.chunks_exact(16).enumerate() {
         let (mut q, mut k) = (q.as_ptr(), k[panel * 16 * dim..].as_ptr());
         // SAFETY: a chunk of 16 starts.
-        let mut sums = unsafe { [[_mm256_loadu_ps(start.as_ptr()), _mm256_loadu_ps(start.as_ptr().add(8))]; 6] };
+        let mut sums =
+            unsafe { [[_mm256_loadu_ps(start.as_ptr()), _mm256_loadu_ps(start.as_ptr().add(8))]; 6] };
         for _ in 0..dim {
             // SAFETY: step `d < dim` reads elements `6 d .. 6 d + 6` of `q` and `16 d .. 16 d + 16` of the panel,
             // inside both by the caller's contract; the pointers end at most one past the end.

@@ -63,7 +63,7 @@ fn steps_differ_and_a_resumed_run_draws_the_same() {
     let case = Case::new(20, 60, 3, (6, 4), 5);
     let t = case.tensors();
     let mut method = MixBct::new(MixBctConfig::default(), &t.bank()).unwrap();
-    let mut draw = |m: &mut MixBct| m.mix(&t.batch()).unwrap().to_vec2::<f32>().unwrap();
+    let draw = |m: &mut MixBct| m.mix(&t.batch()).unwrap().to_vec2::<f32>().unwrap();
     let (first, second) = (draw(&mut method), draw(&mut method));
     assert_ne!(first, second);
     let state = method.state().unwrap();

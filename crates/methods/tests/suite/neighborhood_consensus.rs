@@ -308,7 +308,7 @@ fn a_partly_filled_queue_is_a_shorter_queue_and_a_full_one_forgets() {
                 let pushed: Vec<u32> = steps(&self::of(&case, indices))[..=step].concat();
                 let kept: Vec<usize> =
                     pushed[pushed.len().saturating_sub(12)..].iter().map(|i| *i as usize).collect();
-                let truth = embedding_loss(&case, &with(12), &data::widen(&case.new), &kept, &vec![true; 40]);
+                let truth = embedding_loss(&case, &with(12), &data::widen(&case.new), &kept, &[true; 40]);
                 assert!((c - truth).abs() < 1e-5 * truth.max(1.0), "step {step}: {c} vs {truth}");
             }
         }
