@@ -43,7 +43,7 @@ impl ClassMeans {
         Ok(Self { means, counts, dimension, slot, classes })
     }
 
-    /// Number of classes that have an old embedding: the rows of [`means`](Self::means).
+    /// Number of classes that have an old embedding: the rows of the means.
     pub fn len(&self) -> usize {
         self.classes.len()
     }
