@@ -155,18 +155,25 @@ fn compare(case: &Case, which: Which, options: &DiscriminationOptions) -> f64 {
         Which::Soft => problem.contrast(Form::Soft),
         Which::Kl => problem.divergence(),
     };
-    // ‖ℓ‖ ≤ S for unit rows and embeddings: a score is off by (d + 4)uS, a feature of c of them and its product by
-    // (c + 2d + 8)uS², the logit by that over τ, a loss by twice that; the gradient at the features is as many keys of
-    // norm S, through scores of Lipschitz constant S. Rows not normalized raise S by their norm.
     let norm = |x: &[f64]| x.iter().map(|v| v * v).sum::<f64>().sqrt();
     let longest = match options.normalize_rows {
         true => 1.0,
         false => wide_w.chunks_exact(case.d).map(norm).fold(0.0, f64::max),
     };
-    let s = (options.scale * longest * (case.c as f64).sqrt()).max(1.0);
-    let logit = (case.c + 2 * case.d + 8) as f64 * U * s * s / tau;
+    // A score is at most L, and off by (d + 4)uL. Score vectors are at most S = L√C long, their products off by
+    // (C + 2d + 8)uS². Distributions are at most 1 long and off by twice what a score is, their products by twice
+    // that and Cu; a cosine divides them by 1/√C at worst. The logit has that over τ, the loss twice that; the gradient
+    // is a mean of features times the same slope again.
+    let (l, c, d) = ((options.scale * longest).max(1.0), case.c as f64, case.d as f64);
+    let (logit, slope) = match which {
+        Which::Raw => ((c + 2.0 * d + 8.0) * U * l * l * c / tau, l * l * c / tau),
+        Which::Soft | Which::Kl => {
+            let stretch = if options.cosine { c.sqrt() } else { 1.0 };
+            (stretch * (4.0 * l * (d + 4.0) + c + 8.0) * U / tau, stretch * l * c.sqrt() / tau)
+        }
+    };
     let value = 4.0 * logit + 4.0 * U;
-    let gradient = 8.0 * (logit + (case.n + 8) as f64 * U) * s * s / tau;
+    let gradient = 8.0 * (logit + (case.n + 8) as f64 * U) * slope;
     let mut worst = (number(&loss) - truth.loss).abs() / value;
     worst = worst.max(worst_ratio(&flat(&per_row), &truth.per_row, |_| value));
     let grads = loss.backward().unwrap();
@@ -213,7 +220,7 @@ fn ratios_are_printed_for_a_larger_problem() {
         for cosine in [false, true] {
             let options = DiscriminationOptions { cosine, scale: 2.0, ..DiscriminationOptions::default() };
             let ratio = compare(&case, which, &options);
-            println!("{which:?} cosine {cosine}: worst error / bound {ratio:.4}");
+            println!("{which:?} cosine {cosine}: worst error / bound {ratio:.1e}");
             assert!(ratio <= 1.0);
         }
     }

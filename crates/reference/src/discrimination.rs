@@ -167,16 +167,21 @@ impl Discrimination<'_> {
         Outcome { loss: forward.loss, per_row: forward.per_row, queries, weights }
     }
 
+    /// π(k_j) of every key.
+    fn key_distributions(&self) -> Vec<Vec<f64>> {
+        self.keys.chunks_exact(self.dim).map(|k| softmax(&self.scores(self.key_weights, k))).collect()
+    }
+
     /// The mean teachers π̄_i `[B, C]` and which rows have one.
     pub fn teachers(&self) -> (Vec<f64>, Vec<bool>) {
         let (b, n, c) = (self.pairs.queries, self.pairs.keys, self.classes());
+        let keys = self.key_distributions();
         let mut out = vec![0.0; b * c];
         let mut counted = vec![false; b];
         for i in 0..b {
             let total: f64 = (0..n).map(|j| self.weight(i, j)).sum();
             counted[i] = total > 0.0;
-            for j in (0..n).filter(|_| total > 0.0) {
-                let p = softmax(&self.scores(self.key_weights, &self.keys[j * self.dim..][..self.dim]));
+            for (j, p) in keys.iter().enumerate().filter(|_| total > 0.0) {
                 (0..c).for_each(|k| out[i * c + k] += self.weight(i, j) / total * p[k]);
             }
         }
@@ -192,14 +197,14 @@ impl Discrimination<'_> {
     pub fn divergence(&self) -> Outcome {
         let (n, c) = (self.pairs.keys, self.classes());
         let (teachers, counted) = self.teachers();
+        let keys = self.key_distributions();
         let count = counted.iter().filter(|x| **x).count().max(1) as f64;
         let mut per_row = vec![0.0; counted.len()];
         let mut g = vec![0.0; teachers.len()];
         for (i, z) in self.queries.chunks_exact(self.dim).enumerate().filter(|(i, _)| counted[*i]) {
             let own = softmax(&self.scores(self.weights, z));
             let total: f64 = (0..n).map(|j| self.weight(i, j)).sum();
-            for j in 0..n {
-                let p = softmax(&self.scores(self.key_weights, &self.keys[j * self.dim..][..self.dim]));
+            for (j, p) in keys.iter().enumerate() {
                 let kl: f64 =
                     p.iter().zip(&own).filter(|(p, _)| **p > 0.0).map(|(p, q)| p * (p.ln() - q.ln())).sum();
                 per_row[i] += self.weight(i, j) / total * kl;
