@@ -1,8 +1,8 @@
 //! The contrastive loss forward and backward, beside the same loss written with Candle's own ops.
 //!
-//! Positives by label with 1,000 labels (8 or 66 a row), the gradient for the queries; keys are constants, as a bank
-//! is. `candle` is that loss with `B × N` matrices. The lines with affinity weigh the positives by ½(1 + cos) of old
-//! embeddings, and the last ones show what the other forms and the keys' gradient cost.
+//! `consonance` and `candle` are the neighborhood loss: positives by label with 1,000 labels (8 or 66 a row), weighted by
+//! ½(1 + cos) of old embeddings, the gradient for the queries; keys are constants, as a bank is. `candle` writes its
+//! `B × N` matrices. The other lines show both without weights, and what the other forms and the keys' gradient cost.
 
 // A test or bench that cannot go on has to stop.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
@@ -84,24 +84,22 @@ fn benches(c: &mut Criterion) {
         let name = format!("{}x{}x{}", shape.0, shape.1, shape.2);
         let default = ContrastOptions::default();
         let left_out = ContrastOptions { other_positives: OtherPositives::LeftOut, ..default };
-        group.bench_function(BenchmarkId::new("consonance", &name), |b| {
-            b.iter(|| black_box(ok(input.fused(&input.keys, false, &default))));
-        });
-        group.bench_function(BenchmarkId::new("candle", &name), |b| {
-            b.iter(|| black_box(ok(input.unfused(false))));
-        });
-        group.bench_function(BenchmarkId::new("consonance with affinity", &name), |b| {
-            b.iter(|| black_box(ok(input.fused(&input.keys, true, &default))));
-        });
-        group.bench_function(BenchmarkId::new("candle with affinity", &name), |b| {
-            b.iter(|| black_box(ok(input.unfused(true))));
-        });
-        group.bench_function(BenchmarkId::new("consonance with affinity, left out", &name), |b| {
+        for (fused, unfused, affinity) in
+            [("consonance", "candle", true), ("consonance, equal weights", "candle, equal weights", false)]
+        {
+            group.bench_function(BenchmarkId::new(fused, &name), |b| {
+                b.iter(|| black_box(ok(input.fused(&input.keys, affinity, &default))));
+            });
+            group.bench_function(BenchmarkId::new(unfused, &name), |b| {
+                b.iter(|| black_box(ok(input.unfused(affinity))));
+            });
+        }
+        group.bench_function(BenchmarkId::new("consonance, positives left out", &name), |b| {
             b.iter(|| black_box(ok(input.fused(&input.keys, true, &left_out))));
         });
         let tracked = ok(Var::from_tensor(&input.keys));
-        group.bench_function(BenchmarkId::new("consonance with the keys' gradient", &name), |b| {
-            b.iter(|| black_box(ok(input.fused(&tracked, false, &default))));
+        group.bench_function(BenchmarkId::new("consonance, with the keys' gradient", &name), |b| {
+            b.iter(|| black_box(ok(input.fused(&tracked, true, &default))));
         });
     }
     group.finish();
