@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// Epochs of every new model; the old one has fewer images and gets twice as many.
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub(crate) epochs: usize,
-    /// A number of seeds (1, 2, ...), or a list of them separated by commas.
+    /// A number of seeds (1, 2, ...), or a list of them separated by commas; `7,` is the one seed 7.
     #[arg(long, value_name = "SEEDS", default_value = "1")]
     pub(crate) seeds: String,
     /// The folder for the table, the plots, the embeddings and the checkpoints.
@@ -162,15 +162,21 @@ fn set(place: &mut Value, path: &[&str], new: Value, top: bool) {
 }
 
 fn seeds(text: &str) -> Result<Vec<u64>, Failure> {
-    let wrong = || failure(format!("--seeds: got {text:?}, expected a number above 0 or a list as 1,2,3"));
-    let parsed: Option<Vec<u64>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
-    let mut list = parsed.ok_or_else(wrong)?;
-    if let &[count] = list.as_slice() {
-        if count == 0 || count > 1000 {
-            return Err(wrong());
-        }
-        list = (1..=count).collect();
-    }
+    let wrong = || {
+        failure(format!(
+            "--seeds: got {text:?}, expected a number up to 1000 or a list as 1,2,3 (one seed: 7,)"
+        ))
+    };
+    let parsed =
+        |text: &str| -> Option<Vec<u64>> { text.split(',').map(|part| part.trim().parse().ok()).collect() };
+    let list = match text.strip_suffix(',') {
+        Some(list) => parsed(list).ok_or_else(wrong)?,
+        None => match parsed(text).ok_or_else(wrong)?.as_slice() {
+            &[count @ 1..=1000] => (1..=count).collect(),
+            [_] => return Err(wrong()),
+            list => list.to_vec(),
+        },
+    };
     let mut seen = list.clone();
     seen.sort_unstable();
     seen.dedup();
@@ -285,7 +291,8 @@ mod tests {
     fn seeds_are_a_number_or_a_list() -> Result<(), Failure> {
         assert_eq!(seeds("3")?, [1, 2, 3]);
         assert_eq!(seeds("7, 9")?, [7, 9]);
-        for wrong in ["0", "", "a", "1,1", "-1", "1,"] {
+        assert_eq!(seeds("7,")?, [7]);
+        for wrong in ["0", "", "a", "1,1", "-1", ",", "1,,", "1001"] {
             let message = seeds(wrong).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(message.contains("--seeds"), "{wrong}: {message}");
         }

@@ -18,6 +18,8 @@ const OP: &str = "discrimination";
 const TILE_NUMBERS: usize = 1 << 22;
 const LARGEST_TILE: usize = 256;
 
+const LANES: usize = 16;
+
 /// The teachers of every anchor.
 #[derive(Debug, Clone, Default)]
 pub struct MeanTeachers {
@@ -144,21 +146,42 @@ fn score(problem: &Problem<'_>, keys: &[u32], rows: &[f32], (classes, width): (u
     Tile { distributions, entropies }
 }
 
-/// Softmax in place; returns the entropy in nats.
+/// Softmax in place; returns the entropy in nats. Sums run in [`LANES`] fixed lanes of f64.
 fn softmax(scores: &mut [f32]) -> f64 {
-    let max = scores.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
     simd::dispatch(
         #[inline(always)]
-        || scores.iter_mut().for_each(|s| *s -= max),
-    );
-    // H = ln Z − Σ p s with the shifted scores s; e^s underflows to 0 only where p s vanishes too.
-    let (mut z, mut along) = (0.0f64, 0.0f64);
-    for s in scores.iter_mut() {
-        let e = simd::exp_inline(*s);
-        z += f64::from(e);
-        along += f64::from(e) * f64::from(*s);
-        *s = e;
-    }
-    simd::scale((1.0 / z) as f32, scores);
-    (z.ln() - along / z).max(0.0)
+        || {
+            let mut largest = [f32::NEG_INFINITY; LANES];
+            for block in scores.chunks(LANES) {
+                for (m, s) in largest.iter_mut().zip(block) {
+                    *m = if *s > *m { *s } else { *m };
+                }
+            }
+            let max = largest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            // H = ln Z − Σ p s with the shifted scores s; e^s underflows to 0 only where p s vanishes too.
+            let (mut z, mut along) = ([0.0f64; LANES], [0.0f64; LANES]);
+            let blocks = scores.len() - scores.len() % LANES;
+            let (whole, rest) = scores.split_at_mut(blocks);
+            for block in whole.chunks_exact_mut(LANES) {
+                for l in 0..LANES {
+                    let shifted = block[l] - max;
+                    let e = simd::exp_inline(shifted);
+                    z[l] += f64::from(e);
+                    along[l] += f64::from(e) * f64::from(shifted);
+                    block[l] = e;
+                }
+            }
+            for (l, s) in rest.iter_mut().enumerate() {
+                let shifted = *s - max;
+                let e = simd::exp_inline(shifted);
+                z[l] += f64::from(e);
+                along[l] += f64::from(e) * f64::from(shifted);
+                *s = e;
+            }
+            let (z, along): (f64, f64) = (z.iter().sum(), along.iter().sum());
+            let scale = (1.0 / z) as f32;
+            scores.iter_mut().for_each(|s| *s *= scale);
+            (z.ln() - along / z).max(0.0)
+        },
+    )
 }
