@@ -27,7 +27,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "HxW", default_value = "64x32", value_parser = size, requires = "data")]
     pub(crate) size: (usize, usize),
     /// Rows of the table beside the old model: `default`, `all`, or names separated by commas (independent, procrustes,
-    /// bct, neighborhood-consensus, ...). A method may have settings of its own: bct+weight=2+scale=30.
+    /// bct, neighborhood-consensus, ...). A bare name has the settings that did best in docs/tuning.md; a method may have
+    /// settings of its own, on top of the published ones: bct+weight=2+scale=30.
     #[arg(long, value_name = "NAMES", default_value = "default")]
     pub(crate) methods: String,
     /// Epochs of every new model; the old one has fewer images and gets twice as many.
@@ -88,6 +89,9 @@ pub(crate) enum Row {
 
 /// Rows without a method of their own.
 const PLAIN: [&str; 2] = ["independent", "procrustes"];
+/// The best of each method's tries on this task, where it is not its published form; every method had equally many
+/// (docs/tuning.md).
+const TUNED: [(&str, &str); 0] = [];
 /// Rows that `--methods default` asks for.
 const DEFAULT: [&str; 4] = ["independent", "procrustes", "bct", "neighborhood-consensus"];
 
@@ -123,8 +127,12 @@ impl Row {
     }
 }
 
-/// A method of the form `name+setting=value+setting=value`; a setting inside another is named `outer.inner`.
+/// A method of the form `name+setting=value+setting=value`; a setting inside another is named `outer.inner`. A bare name
+/// stands for its entry of [`TUNED`].
 fn method(text: &str) -> Result<MethodConfig, Failure> {
+    let tuned =
+        TUNED.iter().find(|(name, _)| *name == text).map(|(name, settings)| format!("{name}+{settings}"));
+    let text = tuned.as_deref().unwrap_or(text);
     let mut parts = text.split('+');
     let name = parts.next().unwrap_or_default();
     let config = MethodConfig::by_name(name).map_err(|_| {

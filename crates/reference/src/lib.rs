@@ -5,6 +5,7 @@ pub mod clusters;
 pub mod contrast;
 pub mod credibility;
 pub mod discrimination;
+pub mod divergence;
 pub mod neighbors;
 pub mod ranking;
 pub mod soft_assignment;
