@@ -190,6 +190,10 @@ fn inertia_is_that_of_the_f64_reference_at_the_same_start() {
         (900, 16, 12, false, 0.0),
         (900, 16, 12, true, 0.0),
         (700, 8, 50, false, 0.0),
+        (3000, 40, 30, false, 0.0),
+        (3000, 40, 30, true, 0.0),
+        (2000, 48, 300, false, 0.0),
+        (2000, 48, 64, false, 1e3),
         (500, 8, 6, false, 1e3),
     ] {
         let mut x = data::normal(n, d, 5);
@@ -229,12 +233,18 @@ fn more_rounds_never_raise_the_inertia() {
 
 #[test]
 fn the_same_bits_on_1_2_and_8_threads() {
-    let (n, d) = (3000, 20);
-    let (x, labels) = (matrix(&data::normal(n, d, 8), d), vector(&data::labels(n, 9, 9)));
-    for (labels, k) in [(Some(&labels), 6), (None, 70), (None, 3)] {
-        let [one, two, eight] = on_1_2_8_threads(|| bits(&sub_clusters(&x, labels, &euclidean(k)).unwrap()));
-        assert_eq!(one, two);
-        assert_eq!(one, eight);
+    // The larger one is summed by several owners, and its 300 centroids take two blocks of sums.
+    for (n, d, counts) in [(3000, 20, [6, 70, 3]), (5000, 64, [12, 40, 300])] {
+        let (x, labels) = (matrix(&data::normal(n, d, 8), d), vector(&data::labels(n, 9, 9)));
+        for (labels, k) in [(Some(&labels), counts[0]), (None, counts[1]), (None, counts[2])] {
+            for geometry in [Geometry::Euclidean, Geometry::Spherical] {
+                let options = euclidean(k).with_geometry(geometry);
+                let [one, two, eight] =
+                    on_1_2_8_threads(|| bits(&sub_clusters(&x, labels, &options).unwrap()));
+                assert_eq!(one, two);
+                assert_eq!(one, eight);
+            }
+        }
     }
 }
 
@@ -352,6 +362,12 @@ fn bad_input_gets_an_error_that_names_it() {
         matrix(&values, 4)
     };
     fails(&with(6, f32::NAN), None, &euclidean(2), "`points` row 6 is not finite");
+    // Of several bad rows the first is named, whichever class comes first.
+    let mut two = data::normal(10, 4, 1);
+    two[8 * 4] = f32::INFINITY;
+    two[5 * 4 + 3] = f32::NAN;
+    let order = vector(&[0, 0, 0, 0, 0, 7, 0, 0, 3, 0]);
+    fails(&matrix(&two, 4), Some(&order), &euclidean(2), "`points` row 5 is not finite");
     fails(&with(6, 1e30), None, &euclidean(2), "a row (6) of squared norm 4");
     fails(&with(3, 0.0), None, &SubClustersOptions::new(), "`points` row 3 has norm zero");
     let tracked = Var::from_tensor(&x).unwrap();

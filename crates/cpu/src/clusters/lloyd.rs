@@ -1,20 +1,13 @@
 //! Lloyd's iterations on one class: assign, relocate empty clusters, average, until nothing moves.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::{
-    nearest::{Centers, Scratch},
+    means::{Change, Sums, UNASSIGNED},
+    nearest::{Best, Centers, RowSize, Scratch},
     points::{Points, TILE, squared_distance_inline},
-    segments::counting_sort,
 };
 use crate::simd;
-
-/// From this many elements on, the clusters of a class are averaged in parallel.
-const PARALLEL: usize = 128 * 1024;
-/// Rows of one partial sum of the class's mean.
-const BLOCK: usize = 4096;
 
 /// When to stop.
 #[derive(Debug, Clone, Copy)]
@@ -37,229 +30,240 @@ pub(crate) struct Outcome {
     pub(crate) iterations: u32,
 }
 
-/// The mean of the rows, summed in f64 by blocks in the order of the rows.
-pub(crate) fn mean(points: &Points<'_>) -> Vec<f64> {
-    let (n, d) = (points.len(), points.dim());
-    let part = |rows: Range<usize>| {
-        let mut sum = vec![0.0f64; d];
-        let mut buffer = Vec::new();
-        for first in rows.clone().step_by(TILE) {
-            let range = first..rows.end.min(first + TILE);
-            let count = range.len();
-            let (x, ld) = points.tile(range, &mut buffer);
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    for i in 0..count {
-                        sum.iter_mut().zip(&x[i * ld..i * ld + d]).for_each(|(s, x)| *s += f64::from(*x));
-                    }
-                },
-            );
-        }
-        sum
-    };
-    let blocks = n.div_ceil(BLOCK);
-    let range = |b: usize| b * BLOCK..n.min((b + 1) * BLOCK);
-    let parts: Vec<_> = (0..blocks).into_par_iter().map(|b| part(range(b))).collect();
-    let mut mean = vec![0.0f64; d];
-    for sum in parts {
-        mean.iter_mut().zip(&sum).for_each(|(m, s)| *m += s);
-    }
-    mean.iter_mut().for_each(|m| *m /= n as f64);
-    mean
+/// What is known of every row.
+struct Assigned {
+    cluster: Vec<u32>,
+    /// The second nearest centroid, when there are few; else only after the last assignment.
+    second: Vec<u32>,
+    /// Filled by the first assignment; empty when there are few centroids, which do not need it.
+    sizes: Vec<RowSize>,
+    fresh: bool,
 }
 
 /// Runs from `start` (`[k, d]`, in the coordinates of `points`, that is after its shift).
-pub(crate) fn lloyd(points: &Points<'_>, start: &[f64], unit: bool, stop: Stop, variance: f64) -> Outcome {
+pub(crate) fn lloyd(points: &Points<'_>, start: Vec<f64>, unit: bool, stop: Stop, variance: f64) -> Outcome {
     let (n, d) = (points.len(), points.dim());
     let k = start.len() / d;
-    let mut exact = start.to_vec();
+    let mut exact = start;
     let mut centers = Centers::new(k, d, unit);
-    let mut row = vec![0.0f32; d];
-    let publish = |exact: &[f64], centers: &mut Centers, row: &mut [f32]| {
-        for (j, c) in exact.chunks_exact(d).enumerate() {
-            row.iter_mut().zip(c).for_each(|(r, c)| *r = *c as f32);
-            centers.set(j, row);
-        }
+    centers.set(&exact);
+    let few = centers.few();
+    let mut assigned = Assigned {
+        cluster: vec![UNASSIGNED; n],
+        second: if few { vec![0; n] } else { Vec::new() },
+        sizes: if few { Vec::new() } else { vec![[0.0; 2]; n] },
+        fresh: true,
     };
-    publish(&exact, &mut centers, &mut row);
-
-    let mut assignment = vec![u32::MAX; n];
+    let mut sums = Sums::new(k, d);
+    let mut before = Vec::new();
     let mut iterations = 0;
+    // Whether the assignment is that to the centroids as they are, and says which is second.
+    let mut settled = false;
     while iterations < stop.iterations {
-        let changed = assign(points, &centers, &mut assignment);
-        if !changed {
+        let mut changes = assign::<false>(points, &centers, &mut assigned);
+        if changes.is_empty() {
+            settled = few;
             break;
         }
         iterations += 1;
-        let (mut offsets, mut order) = counting_sort(&assignment, k);
-        if offsets.windows(2).any(|w| w[0] == w[1]) && relocate(points, &centers, &mut assignment, &offsets) {
-            (offsets, order) = counting_sort(&assignment, k);
+        sums.count(&assigned.cluster, &changes);
+        if sums.sizes.contains(&0) {
+            relocate(points, &centers, &mut assigned.cluster, &mut sums.sizes, &mut changes);
         }
-        let before = centers.rows().to_vec();
-        average(points, &offsets, &order, unit, &mut exact);
-        publish(&exact, &mut centers, &mut row);
-        let moved: f64 = simd::dispatch(
-            #[inline(always)]
-            || {
-                before
-                    .chunks_exact(d)
-                    .zip(centers.rows().chunks_exact(d))
-                    .map(
-                        #[inline(always)]
-                        |(a, b)| squared_distance_inline(a, b),
-                    )
-                    .sum()
-            },
-        );
-        if moved <= stop.tolerance * variance {
+        sums.update(points, &assigned.cluster, &changes);
+        before.clear();
+        before.extend_from_slice(centers.rows());
+        sums.average(unit, &mut exact);
+        centers.set(&exact);
+        if squared_movement(&before, centers.rows(), d) <= stop.tolerance * variance {
             break;
         }
     }
-    finish(points, &centers, &exact, iterations as u32)
+    if !settled {
+        assigned.second.resize(n, 0);
+        assign::<true>(points, &centers, &mut assigned);
+    }
+    finish(points, &centers, &exact, assigned, iterations as u32)
 }
 
-/// Gives every row its nearest centroid; says whether any row changed hands.
-fn assign(points: &Points<'_>, centers: &Centers, assignment: &mut [u32]) -> bool {
-    assignment
-        .par_chunks_mut(TILE)
-        .enumerate()
+/// Σ ‖b − a‖² over the rows of two matrices.
+fn squared_movement(a: &[f32], b: &[f32], d: usize) -> f64 {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let mut sum = 0.0;
+            for (a, b) in a.chunks_exact(d).zip(b.chunks_exact(d)) {
+                sum += squared_distance_inline(a, b);
+            }
+            sum
+        },
+    )
+}
+
+/// Gives every row its nearest centroid; with `TWO`, or few centroids, also finds the second. Returns the rows that
+/// changed hands, in their order.
+fn assign<const TWO: bool>(points: &Points<'_>, centers: &Centers, assigned: &mut Assigned) -> Vec<Change> {
+    let Assigned { cluster, second, sizes, fresh } = assigned;
+    let fresh = std::mem::replace(fresh, false);
+    let tiles: Vec<Tile<'_>> = {
+        // Both may be empty: then every tile has an empty part.
+        let mut seconds = second.as_mut_slice();
+        let mut sizes = sizes.as_mut_slice();
+        let mut tiles = Vec::with_capacity(cluster.len().div_ceil(TILE));
+        for (t, cluster) in cluster.chunks_mut(TILE).enumerate() {
+            let (second, rest) = seconds.split_at_mut(TILE.min(seconds.len()));
+            seconds = rest;
+            let (size, rest) = sizes.split_at_mut(TILE.min(sizes.len()));
+            sizes = rest;
+            tiles.push(Tile { first: t * TILE, cluster, second, sizes: size, fresh });
+        }
+        tiles
+    };
+    if tiles.len() == 1 {
+        let one = tiles
+            .into_iter()
+            .next()
+            .map(|tile| tile.assign::<TWO>(points, centers, &mut Vec::new(), &mut Scratch::default()));
+        return one.unwrap_or_default();
+    }
+    let changes: Vec<Vec<Change>> = tiles
+        .into_par_iter()
         .map_init(
             || (Vec::new(), Scratch::default()),
-            |(buffer, scratch), (t, assignment)| {
-                let first = t * TILE;
-                let tile = points.tile(first..first + assignment.len(), buffer);
-                centers.nearest::<false>(tile, assignment.len(), scratch);
-                let mut changed = false;
-                for (a, best) in assignment.iter_mut().zip(&scratch.best) {
-                    changed |= *a != best.index;
-                    *a = best.index;
-                }
-                changed
-            },
+            |(buffer, scratch), tile| tile.assign::<TWO>(points, centers, buffer, scratch),
         )
-        .reduce(|| false, |a, b| a | b)
+        .collect();
+    changes.concat()
+}
+
+/// What is known of the rows of a tile.
+struct Tile<'a> {
+    first: usize,
+    cluster: &'a mut [u32],
+    second: &'a mut [u32],
+    sizes: &'a mut [RowSize],
+    fresh: bool,
+}
+
+impl Tile<'_> {
+    fn assign<const TWO: bool>(
+        self,
+        points: &Points<'_>,
+        centers: &Centers,
+        buffer: &mut Vec<f32>,
+        scratch: &mut Scratch,
+    ) -> Vec<Change> {
+        let n = self.cluster.len();
+        let x = points.tile(self.first..self.first + n, buffer);
+        if self.fresh {
+            centers.measure(x, self.sizes);
+        }
+        let before = (!self.fresh).then_some(&*self.cluster);
+        centers.nearest::<TWO>(x, n, self.sizes, before, scratch);
+        for (second, best) in self.second.iter_mut().zip(&scratch.best) {
+            *second = best.second;
+        }
+        let mut changes = Vec::new();
+        for (i, (cluster, Best { index, .. })) in self.cluster.iter_mut().zip(&scratch.best).enumerate() {
+            if *cluster != *index {
+                changes.push(Change { row: (self.first + i) as u32, from: *cluster });
+                *cluster = *index;
+            }
+        }
+        changes
+    }
 }
 
 /// Gives every empty cluster, in order, the row farthest from its own centroid (distance descending, index
-/// ascending) among clusters that keep another row; rows that coincide with their centroid stay. Says whether
-/// any row moved.
+/// ascending) among clusters that keep another row; rows that coincide with their centroid stay. Rows that had not
+/// changed hands before are added to the changes.
 ///
 /// The rule is scikit-learn's; it makes no difference in which order threads run.
-fn relocate(points: &Points<'_>, centers: &Centers, assignment: &mut [u32], offsets: &[usize]) -> bool {
-    let mut sizes: Vec<usize> = offsets.windows(2).map(|w| w[1] - w[0]).collect();
+fn relocate(
+    points: &Points<'_>,
+    centers: &Centers,
+    assignment: &mut [u32],
+    sizes: &mut [u32],
+    changes: &mut Vec<Change>,
+) {
     let mut far: Vec<(f64, u32)> = points
         .for_tiles(|range, buffer| {
             let rows = range.clone();
             let (x, ld) = points.tile(range, buffer);
             let d = points.dim();
-            rows.clone()
-                .map(|i| {
-                    let at = (i - rows.start) * ld;
-                    let c = centers.row(assignment[i] as usize);
-                    let far = simd::dispatch(
-                        #[inline(always)]
-                        || squared_distance_inline(&x[at..at + d], c),
-                    );
-                    (far, i as u32)
-                })
-                .collect::<Vec<_>>()
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    let mut far = Vec::with_capacity(rows.len());
+                    for i in rows.clone() {
+                        let at = (i - rows.start) * ld;
+                        let c = centers.row(assignment[i] as usize);
+                        far.push((squared_distance_inline(&x[at..at + d], c), i as u32));
+                    }
+                    far
+                },
+            )
         })
         .concat();
     far.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut candidates = far.into_iter().filter(|(far, _)| *far > 0.0);
-    let mut moved = false;
+    // The changes so far are in the order of their rows.
+    let known = changes.len();
     for cluster in 0..sizes.len() {
         if sizes[cluster] > 0 {
             continue;
         }
         let taken = candidates.by_ref().find(|(_, i)| sizes[assignment[*i as usize] as usize] > 1);
-        let Some((_, i)) = taken else { break };
-        sizes[assignment[i as usize] as usize] -= 1;
-        assignment[i as usize] = cluster as u32;
+        let Some((_, row)) = taken else { break };
+        let own = &mut assignment[row as usize];
+        sizes[*own as usize] -= 1;
         sizes[cluster] = 1;
-        moved = true;
+        if changes[..known].binary_search_by_key(&row, |change| change.row).is_err() {
+            changes.push(Change { row, from: *own });
+        }
+        *own = cluster as u32;
     }
-    moved
 }
 
-/// The mean of every cluster (its direction on the sphere) in f64, each summed by one owner in the order of the
-/// rows; a cluster without rows, or whose rows cancel on the sphere, stays where it is.
-fn average(points: &Points<'_>, offsets: &[usize], order: &[u32], unit: bool, centroids: &mut [f64]) {
-    let d = points.dim();
-    let own = |sum: &mut Vec<f64>, buffer: &mut Vec<f32>, cluster: usize, out: &mut [f64]| {
-        let members = &order[offsets[cluster]..offsets[cluster + 1]];
-        if members.is_empty() {
-            return;
-        }
-        sum.clear();
-        sum.resize(d, 0.0);
+/// The statistics of the returned centroids, in difference form.
+fn finish(
+    points: &Points<'_>,
+    centers: &Centers,
+    exact: &[f64],
+    assigned: Assigned,
+    iterations: u32,
+) -> Outcome {
+    let (n, d) = (points.len(), points.dim());
+    let k = exact.len() / d;
+    let Assigned { cluster: assignment, second, .. } = assigned;
+    let mut squared = vec![0.0f64; n];
+    let mut margin = vec![f32::INFINITY; n];
+    let measure = |buffer: &mut Vec<f32>, t: usize, squared: &mut [f64], margin: &mut [f32]| {
+        let first = t * TILE;
+        let (x, ld) = points.tile(first..first + squared.len(), buffer);
         simd::dispatch(
             #[inline(always)]
             || {
-                for i in members {
-                    let row = points.row(*i as usize, buffer);
-                    sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x));
+                for (i, (squared, margin)) in squared.iter_mut().zip(margin).enumerate() {
+                    let row = &x[i * ld..i * ld + d];
+                    *squared = squared_distance_inline(row, centers.row(assignment[first + i] as usize));
+                    if k > 1 {
+                        let other = squared_distance_inline(row, centers.row(second[first + i] as usize));
+                        *margin = (other - *squared).max(0.0) as f32;
+                    }
                 }
             },
         );
-        let divisor = if unit { sum.iter().map(|s| s * s).sum::<f64>().sqrt() } else { members.len() as f64 };
-        if divisor > 0.0 {
-            out.iter_mut().zip(sum.iter()).for_each(|(c, s)| *c = s / divisor);
-        }
     };
-    if points.len() * d < PARALLEL {
-        let (mut sum, mut buffer) = (Vec::new(), Vec::new());
-        for (cluster, out) in centroids.chunks_exact_mut(d).enumerate() {
-            own(&mut sum, &mut buffer, cluster, out);
-        }
+    if n <= TILE {
+        measure(&mut Vec::new(), 0, &mut squared, &mut margin);
     } else {
-        centroids.par_chunks_exact_mut(d).enumerate().for_each_init(
-            || (Vec::new(), Vec::new()),
-            |(sum, buffer), (cluster, out)| {
-                own(sum, buffer, cluster, out);
-            },
-        );
+        squared
+            .par_chunks_mut(TILE)
+            .zip(margin.par_chunks_mut(TILE))
+            .enumerate()
+            .for_each_init(Vec::new, |buffer, (t, (squared, margin))| measure(buffer, t, squared, margin));
     }
-}
-
-/// The last assignment, to the centroids that are returned, and the statistics in difference form.
-fn finish(points: &Points<'_>, centers: &Centers, exact: &[f64], iterations: u32) -> Outcome {
-    let (n, d) = (points.len(), points.dim());
-    let k = exact.len() / d;
-    let mut assignment = vec![0u32; n];
-    let mut squared = vec![0.0f64; n];
-    let mut margin = vec![0.0f32; n];
-    assignment
-        .par_chunks_mut(TILE)
-        .zip(squared.par_chunks_mut(TILE))
-        .zip(margin.par_chunks_mut(TILE))
-        .enumerate()
-        .for_each_init(
-            || (Vec::new(), Scratch::default()),
-            |(buffer, scratch), (t, ((assignment, squared), margin))| {
-                let first = t * TILE;
-                let count = assignment.len();
-                let (x, ld) = points.tile(first..first + count, buffer);
-                centers.nearest::<true>((x, ld), count, scratch);
-                simd::dispatch(
-                    #[inline(always)]
-                    || {
-                        for (i, best) in scratch.best.iter().enumerate() {
-                            let row = &x[i * ld..i * ld + d];
-                            assignment[i] = best.index;
-                            squared[i] = squared_distance_inline(row, centers.row(best.index as usize));
-                            margin[i] = if best.second_score == f32::NEG_INFINITY {
-                                f32::INFINITY
-                            } else {
-                                let second = centers.row(best.second as usize);
-                                (squared_distance_inline(row, second) - squared[i]).max(0.0) as f32
-                            };
-                        }
-                    },
-                );
-            },
-        );
     let mut sizes = vec![0u32; k];
     let (mut spread, mut mean_distance) = (vec![0.0f64; k], vec![0.0f64; k]);
     let mut inertia = 0.0;

@@ -4,7 +4,10 @@
 //! and Modha 2001). Classes are ragged and their rows may come in any order. Every class is a problem of its own:
 //! its numbers depend on its rows, its label and the options, never on which other classes are there.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod lloyd;
+mod means;
 mod nearest;
 mod panel;
 pub mod philox;
@@ -17,7 +20,7 @@ use rayon::prelude::*;
 use self::{
     lloyd::{Outcome, Stop},
     philox::Draws,
-    points::{Points, checked_norms},
+    points::{Checked, Points, checked_norms},
     segments::Segments,
 };
 use crate::{Error, Result, Rows};
@@ -147,21 +150,24 @@ pub fn sub_clusters(points: Rows<'_>, labels: Option<&[u32]>, options: &Options<
     let (n, d) = (points.rows(), points.cols());
     check(&points, labels, options)?;
     let unit = options.geometry == Geometry::Spherical;
-    let norms = checked_norms(OP, "points", &points, unit)?;
-    let inverse: Option<Vec<f32>> = unit.then(|| norms.iter().map(|x| (1.0 / x.sqrt()) as f32).collect());
+    // On the sphere every row needs its norm before it can be read; else a class is checked when its turn comes.
+    let inverse: Option<Vec<f32>> = match unit {
+        true => Some(
+            checked_norms(OP, "points", &points, true)?.iter().map(|x| (1.0 / x.sqrt()) as f32).collect(),
+        ),
+        false => None,
+    };
     let segments = labels.map_or_else(|| Segments::single(n), Segments::by_label);
     let offsets = cluster_offsets(&segments, options.count)?;
     let k = offsets.last().copied().unwrap_or(0);
     let given_inverse = check_start(&options.start, k, d, unit)?;
 
-    let outcomes: Vec<Outcome> = (0..segments.len())
+    let outcomes: Vec<Checked<Outcome>> = (0..segments.len())
         .into_par_iter()
         .map(|class| {
             let mut points = Points::new(&points, segments.members(class), inverse.as_deref());
             let clusters = offsets[class]..offsets[class + 1];
-            let square: f64 = segments.members(class).iter().map(|i| norms[*i as usize]).sum();
-            let square = if unit { 1.0 } else { square / points.len() as f64 };
-            let variance = settle(&mut points, square, unit, options.tolerance);
+            let variance = settle(&mut points, unit, options.tolerance)?;
             let draws = |seed| Draws::new(seed, segments.labels[class]);
             let rows = match &options.start {
                 Start::PlusPlus { seed } => start::plus_plus(&points, clusters.len(), &draws(*seed)),
@@ -186,27 +192,39 @@ pub fn sub_clusters(points: Rows<'_>, labels: Option<&[u32]>, options: &Options<
                 }
             }
             let stop = Stop { iterations: options.max_iterations, tolerance: options.tolerance };
-            lloyd::lloyd(&points, &start, unit, stop, variance)
+            Ok(lloyd::lloyd(&points, start, unit, stop, variance))
         })
         .collect();
+    // Of all bad rows the first is named, whatever its class.
+    if let Some((_, error)) = outcomes.iter().filter_map(|one| one.as_ref().err()).min_by_key(|(row, _)| *row)
+    {
+        return Err(error.clone());
+    }
+    let outcomes = outcomes.into_iter().flatten().collect();
     Ok(gather(n, d, segments, offsets, outcomes))
 }
 
-/// Shifts a class that lies far from the origin compared with its extent to its first row, for there the scores
-/// ⟨x, c⟩ − ‖c‖²/2 would cancel; returns the mean squared distance of the rows from their mean, of which the
-/// tolerance is a share. `square` is the mean of ‖x‖².
-fn settle(points: &mut Points<'_>, square: f64, unit: bool, tolerance: f64) -> f64 {
+/// Checks a class that is not on the sphere, and shifts it to its first row when it lies far from the origin compared
+/// with its extent, for there the scores ⟨x, c⟩ − ‖c‖²/2 would cancel. Returns the mean squared distance of the rows
+/// from their mean, of which the tolerance is a share.
+fn settle(points: &mut Points<'_>, unit: bool, tolerance: f64) -> Checked<f64> {
     points.settle(None);
     if unit && tolerance == 0.0 {
-        return 0.0;
+        return Ok(0.0);
     }
-    let far: f64 = lloyd::mean(points).iter().map(|m| m * m).sum();
+    let (mean, square) = means::moments(points);
+    // No row is larger than all of them together.
+    if !unit && !(square * points.len() as f64 <= points::LARGEST) {
+        points.check_norms(OP, "points")?;
+    }
+    let square = if unit { 1.0 } else { square };
+    let far: f64 = mean.iter().map(|m| m * m).sum();
     let variance = (square - far).max(0.0);
     if !unit && far > 4.0 * variance {
         let origin = points.row(0, &mut Vec::new()).to_vec();
         points.settle(Some(origin));
     }
-    variance
+    Ok(variance)
 }
 
 fn check(points: &Rows<'_>, labels: Option<&[u32]>, options: &Options<'_>) -> Result<()> {

@@ -7,10 +7,16 @@ use rayon::prelude::*;
 use crate::{Error, Result, Rows, simd};
 
 /// The rows of a tile, whole groups of every panel kernel; tiles are counted from the first row of a class.
-pub(crate) const TILE: usize = 264;
+pub(crate) const TILE: usize = 288;
 /// Up to this many elements a class is gathered once and stays in the cache for all iterations.
 const RESIDENT: usize = 128 * 1024;
 const LANES: usize = 16;
+
+/// The largest squared norm of a row: no `f32` score overflows.
+pub(crate) const LARGEST: f64 = f32::MAX as f64 / 16.0;
+
+/// What was found, or the number of a row and what is wrong with it.
+pub(crate) type Checked<T> = std::result::Result<T, (usize, Error)>;
 
 /// Squared norms in f64, and the checks that go with them.
 ///
@@ -23,29 +29,46 @@ pub(crate) fn checked_norms(
     rows: &Rows<'_>,
     unit: bool,
 ) -> Result<Vec<f64>> {
-    let norms: Vec<f64> = (0..rows.rows())
-        .into_par_iter()
-        .with_min_len(TILE)
-        .map_init(|| vec![0.0f32; rows.cols()], |buffer, row| simd::squared_norm(row_of(rows, row, buffer)))
-        .collect();
+    let mut norms = vec![0.0f64; rows.rows()];
+    norms.par_chunks_mut(TILE).enumerate().for_each_init(Vec::new, |buffer, (t, norms)| {
+        squared_norms(rows, |i| t * TILE + i, buffer, norms);
+    });
     for (row, norm) in norms.iter().enumerate() {
-        // Squares of f32 cannot overflow an f64: the norm is finite exactly when the row is.
-        if !norm.is_finite() {
-            return Err(Error::NotFinite { op, argument, row });
-        }
-        if unit && *norm == 0.0 {
-            return Err(Error::ZeroNorm { op, argument, row });
-        }
-        if *norm > f64::from(f32::MAX) / 16.0 {
-            return Err(Error::range(
-                op,
-                argument,
-                format!("a row ({row}) of squared norm {norm:e}"),
-                "squared norms below 2e37, so that no f32 score overflows",
-            ));
-        }
+        check_norm(op, argument, row, *norm, unit)?;
     }
     Ok(norms)
+}
+
+/// The squared norms of some rows in f64.
+fn squared_norms(rows: &Rows<'_>, row: impl Fn(usize) -> usize, buffer: &mut Vec<f32>, norms: &mut [f64]) {
+    buffer.resize(rows.cols(), 0.0);
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (i, norm) in norms.iter_mut().enumerate() {
+                *norm = simd::squared_norm_inline(row_of(rows, row(i), buffer));
+            }
+        },
+    );
+}
+
+fn check_norm(op: &'static str, argument: &'static str, row: usize, norm: f64, unit: bool) -> Result<()> {
+    // Squares of f32 cannot overflow an f64: the norm is finite exactly when the row is.
+    if !norm.is_finite() {
+        return Err(Error::NotFinite { op, argument, row });
+    }
+    if unit && norm == 0.0 {
+        return Err(Error::ZeroNorm { op, argument, row });
+    }
+    if norm > LARGEST {
+        return Err(Error::range(
+            op,
+            argument,
+            format!("a row ({row}) of squared norm {norm:e}"),
+            "squared norms below 2e37, so that no f32 score overflows",
+        ));
+    }
+    Ok(())
 }
 
 /// A row in place when it is `f32`, else converted into `buffer`.
@@ -115,6 +138,16 @@ impl<'a> Points<'a> {
         self.rows.cols()
     }
 
+    /// The checks of [`checked_norms`]. An error comes with the number of its row.
+    pub(crate) fn check_norms(&self, op: &'static str, argument: &'static str) -> Checked<()> {
+        let (mut buffer, mut norm) = (Vec::new(), [0.0]);
+        for row in self.members.iter().map(|row| *row as usize) {
+            squared_norms(self.rows, |_| row, &mut buffer, &mut norm);
+            check_norm(op, argument, row, norm[0], false).map_err(|error| (row, error))?;
+        }
+        Ok(())
+    }
+
     /// Sets the shift, and gathers the class when it is small.
     pub(crate) fn settle(&mut self, shift: Option<Vec<f32>>) {
         self.in_place &= shift.is_none();
@@ -143,6 +176,16 @@ impl<'a> Points<'a> {
                 }
             },
         );
+    }
+
+    /// The whole class as a matrix and the distance between its rows, when it lies in memory as it is read.
+    #[inline]
+    pub(crate) fn dense(&self) -> Option<(&[f32], usize)> {
+        if let Some(all) = &self.resident {
+            return Some((all, self.dim()));
+        }
+        let first = *self.members.first()? as usize * self.rows.stride();
+        self.rows.as_f32().filter(|_| self.in_place).map(|x| (&x[first..], self.rows.stride()))
     }
 
     /// A range of the class as a matrix and the distance between its rows; `buffer` serves when it must be

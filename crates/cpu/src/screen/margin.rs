@@ -52,6 +52,15 @@ impl Margin {
         Self { relative: 1.1 * (dim + dim / 16.0 + 16.0) * UNIT, absolute: (dim + 8.0) * (3e-45 + underflow) }
     }
 
+    /// How far the screening sum and the deciding score of a pair can lie from each other, when both start from the
+    /// same number of at most the size `start` and no key is larger than `keys`: ‖x‖ times the first plus ‖x − x̃‖
+    /// times the second plus the third.
+    pub(crate) fn slopes(&self, keys: Size, start: f64) -> [f64; 3] {
+        let y = keys.norm + keys.residual;
+        let packed = y * (1.0 + self.relative);
+        [keys.residual + self.relative * y, packed, self.relative * start + self.absolute]
+    }
+
     /// Between which screening sums a pair may have the deciding score `score`: every pair whose score is `score`
     /// or nearer has a sum of at least the first; every pair with a sum of at least the second has a nearer one.
     ///

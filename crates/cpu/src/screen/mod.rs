@@ -92,6 +92,15 @@ impl Kernel {
         *FULL
     }
 
+    /// The kernel of the tile matrix unit, when this machine has one: other families' products on it read what this
+    /// kernel packs.
+    pub(crate) fn tiles() -> Option<&'static Self> {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        return amx::available();
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        return None;
+    }
+
     /// All kernels that this machine can run, the fastest first.
     pub(crate) fn all() -> Vec<&'static Self> {
         let mut all = Vec::new();
