@@ -140,7 +140,7 @@ pub fn square_root_rule(n: usize, max: usize) -> usize {
 /// those of the returned centroids, so a centroid is its rows' mean up to the last movement. A class with more
 /// clusters than distinct rows may return clusters of size 0 at the place of a duplicate.
 ///
-/// Centroids are averaged in f64; nearest centroids are found by f32 products, after a class that lies far from
+/// Centroids are averaged in f64; what decides which is nearest are f32 products, after a class that lies far from
 /// the origin is shifted to its first row. Beyond the inputs and outputs it takes O(N + K·D) memory.
 ///
 /// # Errors
@@ -214,7 +214,8 @@ fn settle(points: &mut Points<'_>, unit: bool, tolerance: f64) -> Checked<f64> {
     }
     let (mean, square) = means::moments(points);
     // No row is larger than all of them together.
-    if !unit && !(square * points.len() as f64 <= points::LARGEST) {
+    let total = square * points.len() as f64;
+    if !unit && (!total.is_finite() || total > points::LARGEST) {
         points.check_norms(OP, "points")?;
     }
     let square = if unit { 1.0 } else { square };
