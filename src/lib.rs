@@ -17,8 +17,8 @@ pub use error::{Error, Result};
 pub use ops::bank::{Bank, Entries};
 #[cfg(feature = "candle")]
 pub use ops::contrast::{
-    AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Temperature, contrast,
-    contrast_symmetric,
+    AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Products, Temperature,
+    contrast, contrast_symmetric,
 };
 #[cfg(feature = "candle")]
 pub use ops::discrimination::{

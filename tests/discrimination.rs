@@ -204,6 +204,7 @@ proptest! {
             contrast: ContrastOptions {
                 normalizer: if flags & 4 == 0 { Normalizer::Count } else { Normalizer::WeightSum },
                 other_positives: if flags & 8 == 0 { OtherPositives::InDenominator } else { OtherPositives::LeftOut },
+                ..ContrastOptions::default()
             },
         };
         for which in [Which::Raw, Which::Soft, Which::Kl] {

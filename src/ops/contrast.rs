@@ -6,7 +6,9 @@ mod pairs;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use consonance_cpu::{Rows, contrast as cpu};
 
-pub use consonance_cpu::contrast::{AffinityMap, Normalizer, Options as ContrastOptions, OtherPositives};
+pub use consonance_cpu::contrast::{
+    AffinityMap, Normalizer, Options as ContrastOptions, OtherPositives, Products,
+};
 pub use pairs::Pairs;
 
 use crate::ops::view::{Matrix, check_cpu};

@@ -4,7 +4,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{
-    AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Temperature, contrast,
+    AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Products, Temperature,
+    contrast,
 };
 use consonance_reference::contrast as reference;
 use consonance_testkit::data;
@@ -48,6 +49,8 @@ pub(crate) struct Spec {
     pub(crate) tau: Tau,
     pub(crate) dtype: DType,
     pub(crate) unit: bool,
+    /// What queries and keys are multiplied by.
+    pub(crate) sizes: (f64, f64),
 }
 
 impl Spec {
@@ -68,11 +71,17 @@ impl Spec {
             tau: Tau::Fixed(0.1),
             dtype: DType::F32,
             unit: true,
+            sizes: (1.0, 1.0),
         }
     }
 
     pub(crate) fn left_out(mut self) -> Self {
         self.options.other_positives = OtherPositives::LeftOut;
+        self
+    }
+
+    pub(crate) fn products(mut self, products: Products) -> Self {
+        self.options.products = products;
         self
     }
 
@@ -133,8 +142,9 @@ impl Case {
             true => data::unit(rows, cols, seed),
             false => data::normal(rows, cols, seed),
         };
-        let queries = matrix(make(b, d, seed), b, d, spec.dtype);
-        let keys = matrix(make(n, d, seed + 1), n, d, spec.dtype);
+        let sized = |x: Vec<f32>, size: f64| x.iter().map(|x| (f64::from(*x) * size) as f32).collect();
+        let queries = matrix(sized(make(b, d, seed), spec.sizes.0), b, d, spec.dtype);
+        let keys = matrix(sized(make(n, d, seed + 1), spec.sizes.1), n, d, spec.dtype);
         let spread = data::labels(b, 1000, seed + 2);
         let temperatures: Vec<f32> = match spec.tau {
             Tau::Fixed(t) | Tau::Scalar(t) => vec![t as f32; b],
@@ -279,7 +289,8 @@ impl Case {
             .map(|j| (0..b).map(|i| f64::from(g[i]).abs() * bounds[i].key(&truth, &self.full, i, j, b)).sum())
             .collect();
         check("keys' gradient", &wide(grads.get(&keys).unwrap()), gradient, &|at| {
-            stored(gradient[at], key_bounds[at / d])
+            // A coefficient's parts and products below the smallest normal number are 0.
+            stored(gradient[at], key_bounds[at / d] + 12.0 * b as f64 * FLUSH)
         });
         if let Some(tau) = tau {
             let got = wide(grads.get(&tau).unwrap());
@@ -368,6 +379,7 @@ struct RowBound {
     weights: f64,
     gate: f64,
     normalizer: f64,
+    split: bool,
 }
 
 impl RowBound {
@@ -383,7 +395,12 @@ impl RowBound {
         let lse = truth.log_sum_exp[i];
         let size = if lse.is_finite() { lse.abs() } else { 0.0 };
         // One score; one exponential, relative; the sum, relative.
-        let score = (dim + 4.0) * U * sigma;
+        let split = case.spec.options.products.splits(d);
+        // Six products of split numbers stay inside the bound of plain sums; three leave out 2^-15.
+        let steps = d.div_ceil(32) as f64;
+        let three = split && d >= 512;
+        let sums = if three { 514.0 + 1.02 * (17.0 + 3.0 * steps) } else { dim };
+        let score = (sums + 4.0) * U * sigma;
         let exponential = score + 4.0 * U * sigma + 4.0 * U;
         let sum = exponential + (36.0 + 6.0 * tiles) * U;
         let e_lse = sum + U * size;
@@ -412,6 +429,7 @@ impl RowBound {
                 weights: 0.0,
                 gate: 0.0,
                 normalizer: 1.0,
+                split,
             };
         }
         let mass = total / normalizer;
@@ -425,9 +443,15 @@ impl RowBound {
         } + 2.0 * U * truth.per_row[i].abs();
         // σ is Lipschitz with 1/4.
         let gate = if left_out { 0.25 * (e_lse + score) } else { 0.0 };
-        let softmax = 2.0 * sum + (516.0 + tiles) * U;
+        // The sum of p y: by blocks of 512 keys, or three products of split numbers.
+        let weighted = match split {
+            true => 514.0 + 1.02 * (17.0 + 48.0 * tiles.min(16.0)) + tiles / 16.0,
+            false => 516.0 + tiles,
+        };
+        let vanishing = n as f64 * FLUSH * if split { 6.0 } else { 1.0 };
+        let softmax = 2.0 * sum + weighted * U;
         let gradient = largest / tau
-            * (mass * (softmax + 2.0 * gate + long * U) + 2.0 * weights + 6.0 * U * mass + n as f64 * FLUSH);
+            * (mass * (softmax + 2.0 * gate + long * U) + 2.0 * weights + 6.0 * U * mass + vanishing);
         Self {
             loss,
             lse: e_lse,
@@ -438,6 +462,7 @@ impl RowBound {
             weights,
             gate,
             normalizer,
+            split,
         }
     }
 
@@ -446,7 +471,9 @@ impl RowBound {
         let at = i * full.keys + j;
         let a = if full.positive[at] { full.weight[at] / self.normalizer } else { 0.0 };
         let size = truth.coefficients[at].abs() + 2.0 * a;
-        let long = (262.0 + b as f64 / 256.0) * U;
+        let steps = b.div_ceil(256) as f64;
+        let long =
+            U * if self.split { 514.0 + 1.02 * (17.0 + 24.0 * steps) } else { 262.0 + b as f64 / 256.0 };
         self.norm_over_tau
             * (size * (self.softmax + long + self.weights + 2.0 * self.gate)
                 + self.weights

@@ -1,7 +1,7 @@
 //! The op against the f64 reference, for every rule and option, over ragged shapes and all dtypes.
 
 use candle_core::DType;
-use consonance::{AffinityMap, ContrastOptions, Normalizer, OtherPositives};
+use consonance::{AffinityMap, ContrastOptions, Normalizer, OtherPositives, Products};
 use proptest::prelude::*;
 
 use crate::case::{Case, Rule, Spec, Tau};
@@ -28,7 +28,7 @@ fn every_rule_in_both_forms_and_with_both_normalizers() {
         for affinity in [None, Some(AffinityMap::Half), Some(EXP)] {
             for normalizer in [Normalizer::Count, Normalizer::WeightSum] {
                 for other_positives in [OtherPositives::InDenominator, OtherPositives::LeftOut] {
-                    let options = ContrastOptions { normalizer, other_positives };
+                    let options = ContrastOptions { normalizer, other_positives, ..Default::default() };
                     let spec = Spec { rule, affinity, options, ..Spec::new(37, 601, 24) };
                     compare(&format!("{rule:?} {affinity:?} {options:?}"), spec);
                 }
@@ -84,6 +84,53 @@ fn several_splits_of_the_keys() {
         let spec = Spec { tau, unit, ..Spec::new(5, 20_011, 20) };
         compare(&format!("20,011 keys, unit {unit}"), spec);
         compare(&format!("20,011 keys, unit {unit}, left out"), spec.left_out());
+    }
+}
+
+/// Dimensions from which on products may be split, with a remainder and without, on both sides of the change from six
+/// products to three.
+const LONG: [usize; 4] = [128, 161, 512, 530];
+
+#[test]
+fn long_embeddings_with_split_and_with_plain_products() {
+    for d in LONG {
+        for products in [Products::Fastest, Products::F32] {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let spec = Spec { dtype, tau: Tau::PerRow(0.07), ..Spec::new(37, 1100, d) };
+                let spec = Spec { affinity: Some(AffinityMap::Half), ..spec }.products(products);
+                let name = format!("D {d}, {dtype:?}, {products:?}");
+                compare(&name, spec);
+                compare(&format!("{name}, left out"), spec.left_out());
+                compare(&format!("{name}, all"), Spec { rule: Rule::All, valid: true, ..spec });
+                // Running maxima, several steps of queries.
+                let low = Spec { tau: Tau::Scalar(0.01), leave_out: true, denominator_weights: true, ..spec };
+                compare(&format!("{name}, low temperature"), Spec { b: 300, n: 530, ..low });
+            }
+        }
+    }
+}
+
+#[test]
+fn long_embeddings_over_several_splits_of_the_keys() {
+    for products in [Products::Fastest, Products::F32] {
+        let spec = Spec { tau: Tau::Scalar(0.05), ..Spec::new(5, 9001, 128) }.products(products);
+        compare(&format!("9001 keys, {products:?}"), spec);
+        compare(&format!("9001 keys, {products:?}, normal"), Spec { unit: false, ..spec });
+    }
+}
+
+#[test]
+fn long_embeddings_of_any_size() {
+    // Sizes that would overflow or vanish without the powers of two: scores stay moderate.
+    for d in [128, 512] {
+        for (query, key) in [(1e18, 1e-18), (1e-18, 1e18), (3e-20, 2e-3), (1e-3, 3e-20), (5.0, 7.0)] {
+            for products in [Products::Fastest, Products::F32] {
+                let sizes = (query, key);
+                let tau = Tau::Scalar(0.1 * query * key);
+                let spec = Spec { sizes, tau, ..Spec::new(19, 600, d) }.products(products);
+                compare(&format!("D {d}, sizes {sizes:?}, {products:?}"), spec);
+            }
+        }
     }
 }
 

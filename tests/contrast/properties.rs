@@ -36,6 +36,8 @@ fn hard() -> Vec<Spec> {
         Spec { rule: Rule::Bits, same_id: true, leave_out: true, denominator_weights: true, ..base }
             .left_out(),
         Spec { unit: false, dtype: DType::BF16, affinity: None, ..base },
+        Spec { d: 130, b: 70, ..base },
+        Spec { d: 512, n: 8300, b: 70, dtype: DType::BF16, ..base }.left_out(),
     ]
 }
 
@@ -52,7 +54,13 @@ fn the_bits_do_not_depend_on_the_threads() {
 
 #[test]
 fn a_row_has_the_bits_it_has_alone_and_permuted() {
-    let (b, n, d) = (301usize, 9000usize, 40usize);
+    rows_alone_and_permuted(40, 9000);
+    rows_alone_and_permuted(131, 8300);
+    rows_alone_and_permuted(512, 1000);
+}
+
+fn rows_alone_and_permuted(d: usize, n: usize) {
+    let b = 301usize;
     let (x, y) = (data::unit(b, d, 1), data::unit(n, d, 2));
     let (ql, kl) = (data::labels(b, 40, 3), data::labels(n, 40, 4));
     let old = data::normal(b, 20, 5);
@@ -97,9 +105,18 @@ fn matrix(x: Vec<f32>, rows: usize, cols: usize) -> Tensor {
 
 #[test]
 fn a_partly_filled_bank_is_a_shorter_bank_bit_for_bit() {
-    let (b, filled, capacity, d) = (33usize, 700usize, 20_000usize, 24usize);
+    partly_filled_bank(24, 20_000, 1.0);
+    partly_filled_bank(130, 9_000, 1.0);
+    partly_filled_bank(512, 1_500, 1e25);
+}
+
+/// `stale` is the size of what the free slots hold.
+fn partly_filled_bank(d: usize, capacity: usize, stale: f32) {
+    let (b, filled) = (33usize, 700usize);
     let queries = matrix(data::unit(b, d, 1), b, d);
-    let keys = matrix(data::normal(capacity, d, 2), capacity, d); // stale rows behind the filled ones
+    let mut keys = data::normal(capacity, d, 2);
+    keys[filled * d..].iter_mut().for_each(|x| *x *= stale);
+    let keys = matrix(keys, capacity, d);
     let (ql, kl) = (data::labels(b, 9, 3), data::labels(capacity, 9, 4));
     let old = matrix(data::normal(b, 12, 5), b, 12);
     let old_keys = matrix(data::normal(capacity, 12, 6), capacity, 12);
@@ -128,8 +145,9 @@ fn a_partly_filled_bank_is_a_shorter_bank_bit_for_bit() {
 
 #[test]
 fn views_give_the_bits_of_their_copies_and_pass_gradients_on() {
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let (b, n, d) = (19usize, 530usize, 21usize);
+    let types = [DType::F32, DType::F16, DType::BF16];
+    for (dtype, d) in types.into_iter().flat_map(|t| [(t, 21usize), (t, 133), (t, 512)]) {
+        let (b, n) = (19usize, 530usize);
         let wide_matrix = |rows: usize, seed| {
             let x = data::unit(rows + 4, d + 6, seed);
             Var::from_tensor(&matrix(x, rows + 4, d + 6).to_dtype(dtype).unwrap()).unwrap()
@@ -240,7 +258,11 @@ fn moments_equal_explicit_weights() {
 
 #[test]
 fn duplicated_keys_share_the_gradient() {
-    let (b, n, d) = (9usize, 64usize, 12usize);
+    [12, 128].into_iter().for_each(duplicated_keys);
+}
+
+fn duplicated_keys(d: usize) {
+    let (b, n) = (9usize, 64usize);
     let y = data::unit(n, d, 2);
     let twice = matrix([y.clone(), y].concat(), 2 * n, d);
     let keys = Var::from_tensor(&twice).unwrap();

@@ -6,6 +6,8 @@
 //! and a row's result does not depend on the other rows of the batch: every output has one owner, tiles are
 //! counted from the first key, and partial results merge in a fixed order.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 pub mod clusters;
 pub mod contrast;
 pub mod credibility;

@@ -5,14 +5,18 @@
 
 use rayon::prelude::*;
 
-use crate::{simd, tile};
+use crate::simd;
+use crate::tile::{
+    self,
+    split::{Packed, Source, Unit},
+};
 
 use super::exponentials::exponentials;
 use super::moments::QueryMoments;
 use super::plan::Plan;
 use super::positives::softplus_and_sigmoid;
 use super::targets::{Scratch, load_block, range};
-use super::{Forward, Problem, TILE};
+use super::{Forward, Problem, STRIDE, TILE};
 
 /// Queries of one step: a fixed grid from query 0, so that the order of every sum is the same for any threads.
 const STEP: usize = 256;
@@ -24,10 +28,12 @@ pub(super) fn key_gradients(problem: &Problem<'_>, plan: &Plan, forward: &Forwar
         let weight = |i: usize| g[i] * plan.inverse_temperature[i] * forward.inverse_normalizer[i];
         QueryMoments::new(problem, plan, &(0..g.len()).map(weight).collect::<Vec<f32>>())
     });
+    let unit = |i: usize| plan.split.as_ref().map_or(1.0, |split| 1.0 / split.queries[i]);
+    let weights: Vec<f32> = (0..g.len()).map(|i| g[i] * plan.inverse_temperature[i] * unit(i)).collect();
     out.par_chunks_mut(TILE * d).enumerate().filter(|(t, _)| plan.occupied[*t]).for_each_init(
         || Scratch::new(STEP),
         |scratch, (t, out)| {
-            let pass = Pass { problem, plan, forward, g, moments: moments.as_ref() };
+            let pass = Pass { problem, plan, forward, moments: moments.as_ref(), weights: &weights };
             pass.tile_gradients(t, scratch, out);
         },
     );
@@ -39,30 +45,44 @@ struct Pass<'a> {
     problem: &'a Problem<'a>,
     plan: &'a Plan,
     forward: &'a Forward,
-    g: &'a [f32],
     moments: Option<&'a QueryMoments>,
+    /// g_i/τ_i, in the units of the products' queries.
+    weights: &'a [f32],
 }
 
 impl Pass<'_> {
     fn tile_gradients(&self, t: usize, scratch: &mut Scratch, out: &mut [f32]) {
-        let Self { problem, plan, forward, g, moments } = *self;
+        let Self { problem, plan, forward, moments, weights } = *self;
         let (b, d, width) = (problem.queries.rows(), problem.keys.cols(), plan.width);
         let keys = range(t, problem.keys.rows());
+        let unit = plan.split.as_ref().zip(Unit::new());
         let mut gradient = vec![0.0f32; TILE * width];
+        // With split products: the gradient with a row a dimension, and the queries of a step.
+        let mut transposed = vec![0.0f32; if unit.is_some() { plan.sums * TILE } else { 0 }];
+        let (mut packed, mut x) = (Packed::default(), Vec::new());
         let (mut subtracted, mut old_query, mut old_key) = (Vec::new(), Vec::new(), Vec::new());
-        let tile = scratch.tile(&problem.keys, plan, t);
+        let tile = scratch.tile(problem, plan, t);
+        let source = tile.source();
         for first in (0..b).step_by(STEP) {
             let rows = first..(first + STEP).min(b);
-            let x = load_block(&problem.queries, rows.clone(), STEP, width);
-            tile::scores((STEP, TILE, width), (&x, width), (tile.keys, tile.stride), (tile.scores, TILE));
-            for (r, scores) in tile.scores.chunks_exact_mut(TILE).enumerate() {
+            let scores = (&mut *tile.scores, STRIDE);
+            if let Some((split, unit)) = &unit {
+                let queries = split.queries(&problem.queries, rows, &mut x);
+                unit.pack(split.scores, queries, STEP, &mut packed);
+                unit.scores(split.scores, &packed, (source, TILE), scores, tile.buffers);
+            } else {
+                x = load_block(&problem.queries, rows, STEP, width);
+                tile::scores((STEP, TILE, width), (&x, width), (tile.keys, tile.stride), scores);
+            }
+            for (r, scores) in tile.scores.chunks_exact_mut(STRIDE).enumerate() {
+                let scores = &mut scores[..TILE];
                 let row = first + r;
-                let weight = g.get(row).map_or(0.0, |g| g * plan.inverse_temperature[row]);
+                let weight = weights.get(row).map_or(0.0, |weight| *weight);
                 if weight == 0.0 || !forward.counted[row] {
                     scores.fill(0.0);
                     continue;
                 }
-                let (scale, lse) = (plan.inverse_temperature[row], forward.log_sum_exp[row]);
+                let (scale, lse) = (plan.scale[row], forward.log_sum_exp[row]);
                 if let Some(a) = &problem.pairs.affinity {
                     old_query.resize(a.queries.cols(), 0.0);
                     a.queries.load_row(row, &mut old_query);
@@ -93,12 +113,25 @@ impl Pass<'_> {
                 }
                 subtracted.iter().for_each(|(j, a)| scores[*j] -= a);
             }
-            tile::accumulate_transposed(
-                (STEP, TILE, width),
-                (tile.scores, TILE),
-                (&x, width),
-                (&mut gradient, width),
-            );
+            if let Some((split, unit)) = &unit {
+                let rows = first..(first + STEP).min(b);
+                let queries = split.queries(&problem.queries, rows, &mut x);
+                let coefficients = Source::new(tile.scores, STRIDE, (STEP, TILE), &[1.0; STEP]);
+                let out = (&mut transposed[..], TILE);
+                unit.accumulate_transposed(STEP, queries, coefficients, out, tile.buffers);
+            } else {
+                let shape = (STEP, TILE, width);
+                tile::accumulate_transposed(
+                    shape,
+                    (tile.scores, STRIDE),
+                    (&x, width),
+                    (&mut gradient, width),
+                );
+            }
+        }
+        for (j, gradient) in gradient.chunks_exact_mut(width).enumerate().filter(|_| unit.is_some()) {
+            let column = transposed[j..].iter().step_by(TILE);
+            gradient[..d].iter_mut().zip(column).for_each(|(gradient, sum)| *gradient = *sum);
         }
         if let Some(moments) = moments {
             moments.subtract(problem, plan, keys, &mut gradient);

@@ -21,7 +21,7 @@ mod positives;
 mod rows;
 mod targets;
 
-pub use pairs::{Affinity, AffinityMap, Normalizer, Options, OtherPositives, Pairs, Rule};
+pub use pairs::{Affinity, AffinityMap, Normalizer, Options, OtherPositives, Pairs, Products, Rule};
 pub use plan::Plan;
 pub(crate) use plan::view_row;
 
@@ -32,6 +32,9 @@ pub(crate) const OP: &str = "contrast";
 /// Keys of one tile. Tiles count from key 0, so that a row's sums are the same in any batch; a shared dimension
 /// of at most 512 is one block of `gemm`'s sums whatever the other sides are.
 const TILE: usize = 512;
+
+/// The distance of rows of scores: a power of two would let them share few sets of the cache.
+const STRIDE: usize = TILE + 32;
 
 /// Rows of a block and dimensions are padded to this many: fewer take another path of `gemm`, with other bits.
 const SIDE: usize = 16;

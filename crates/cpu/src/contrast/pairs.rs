@@ -1,5 +1,6 @@
 //! Who is whose positive, and who is in whose denominator, as small per-row data.
 
+use crate::tile::split;
 use crate::{Error, Result, Rows};
 
 use super::OP;
@@ -243,6 +244,28 @@ pub enum OtherPositives {
     LeftOut,
 }
 
+/// The dimension from which on splitting pays: below it, exponentials and packing cost as much as the products.
+const SPLIT_DIM: usize = 128;
+
+/// How the inner products and the weighted sums of embeddings are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Products {
+    /// The fastest way of this machine whose errors are of the size of plain sums in `f32`: from 128 dimensions on,
+    /// where there is Intel's tile matrix unit (AMX), numbers are split into several of bfloat16. Elsewhere the same as
+    /// [`Products::F32`].
+    #[default]
+    Fastest,
+    /// Products and sums in `f32`.
+    F32,
+}
+
+impl Products {
+    /// Whether this choice splits numbers of `dim` dimensions into bfloat16 on this machine.
+    pub fn splits(self, dim: usize) -> bool {
+        self == Self::Fastest && dim >= SPLIT_DIM && split::available()
+    }
+}
+
 /// The form of the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Options {
@@ -250,4 +273,6 @@ pub struct Options {
     pub normalizer: Normalizer,
     /// Where the other positives stand.
     pub other_positives: OtherPositives,
+    /// How products are computed.
+    pub products: Products,
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::tile::split::{self, Source, Terms};
 use crate::{Error, Result, Rows, rows::Elements, simd};
 
 use super::index::{Index, within};
@@ -19,8 +20,15 @@ const LARGEST_PLAIN_NORM: f64 = 1e3;
 pub struct Plan {
     /// The dimension of tiles in memory: at least [`SIDE`].
     pub(super) width: usize,
+    /// The same where a row holds sums of keys: a multiple of 32 for split products.
+    pub(super) sums: usize,
+    /// How to split, when products are split.
+    pub(super) split: Option<Split>,
     /// 1/τ_i, one a query.
     pub(super) inverse_temperature: Vec<f32>,
+    /// What the product of query i and a key is multiplied by to be its score: 1/τ_i without the powers of two of a
+    /// split product.
+    pub(super) scale: Vec<f32>,
     /// Whether the row's scores are bounded well enough to go without a running maximum.
     pub(super) plain: Vec<bool>,
     /// ln u_j, −∞ for keys in no denominator; absent when all are 0.
@@ -40,12 +48,82 @@ pub struct Plan {
     pub(super) positives_left_out: bool,
 }
 
+/// The dimension from which on the scores of three products have errors of the size of plain sums.
+const LONG: usize = 512;
+
+/// How operands are split: scaled by powers of two first, so that nothing overflows or vanishes that matters.
+#[derive(Debug, Clone)]
+pub(super) struct Split {
+    /// Of queries and keys.
+    pub(super) scores: Terms,
+    /// Of numbers computed here and keys.
+    pub(super) sums: Terms,
+    /// What keys are multiplied by: the longest has a norm in [1, 2) then.
+    pub(super) keys: f32,
+    /// What each query is multiplied by: its largest element is in [1, 2) then.
+    pub(super) queries: Vec<f32>,
+}
+
+impl Split {
+    /// The queries of `rows`, as the products read them; converted into `buffer` unless they are stored as `f32`.
+    pub(super) fn queries<'s>(
+        &'s self,
+        queries: &Rows<'s>,
+        rows: Range<usize>,
+        buffer: &'s mut Vec<f32>,
+    ) -> Source<'s> {
+        let (cols, factors) = (queries.cols(), &self.queries[rows.clone()]);
+        match queries.as_f32() {
+            Some(x) => Source::new(
+                &x[rows.start * queries.stride()..],
+                queries.stride(),
+                (rows.len(), cols),
+                factors,
+            ),
+            None => {
+                buffer.resize(rows.len() * cols, 0.0);
+                queries.load(rows.clone(), buffer);
+                Source::new(buffer, cols, (rows.len(), cols), factors)
+            }
+        }
+    }
+
+    fn new(problem: &Problem<'_>, longest_key: f64) -> Self {
+        let (queries, keys) = (&problem.queries, &problem.keys);
+        let bf16 = |rows: &Rows<'_>| matches!(rows.elements(), Elements::Bf16(_));
+        let mut buffer = Vec::new();
+        let largest = |x: &[f32]| x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        Self {
+            scores: match (bf16(queries), bf16(keys)) {
+                (true, true) => Terms::One,
+                (false, true) => Terms::ThreeByOne,
+                _ if queries.cols() < LONG => Terms::Six,
+                _ => Terms::Three,
+            },
+            sums: if bf16(keys) { Terms::TwoByOne } else { Terms::Three },
+            keys: power_of_two(longest_key),
+            queries: (0..queries.rows())
+                .map(|i| power_of_two(f64::from(largest(view_row(queries, i, &mut buffer)))))
+                .collect(),
+        }
+    }
+}
+
+/// The power of two that brings `x` into [1, 2), inside a range where it and its inverse are normal; 1 for 0.
+fn power_of_two(x: f64) -> f32 {
+    const LARGEST: u64 = 100;
+    // The biased exponent of a f64 is that of its power of two: no rounding, no logarithm.
+    let exponent = if x == 0.0 { 1023 } else { (x.to_bits() >> 52).clamp(1023 - LARGEST, 1023 + LARGEST) };
+    f64::from_bits((2046 - exponent) << 52) as f32
+}
+
 /// The largest norm of the rows that `keep` admits.
 ///
 /// The sum of squares finds NaN and infinities on the way: one reading of the bank for both.
 fn largest_norm(rows: &Rows<'_>, argument: &'static str, keep: impl Fn(usize) -> bool + Sync) -> Result<f64> {
     let squares = |row: usize, x: &[f32]| match simd::dot(x, x) {
         s if s.is_finite() => Ok(if keep(row) { f64::from(s) } else { 0.0 }),
+        _ if simd::all_finite(x) && !keep(row) => Ok(0.0),
         _ if simd::all_finite(x) => Ok(x.iter().map(|v| f64::from(*v).powi(2)).sum()),
         _ => Err(row),
     };
@@ -167,6 +245,16 @@ impl Plan {
         let inverse_temperature: Vec<f32> =
             (0..b).map(|i| tau[if tau.len() == 1 { 0 } else { i }].recip()).collect();
         let mut buffer = Vec::new();
+        let split = problem.options.products.splits(d).then(|| Split::new(problem, longest_key));
+        let scale = match &split {
+            None => inverse_temperature.clone(),
+            Some(split) => (inverse_temperature.iter().zip(&split.queries))
+                .map(|(t, q)| {
+                    let scale = f64::from(*t) / (f64::from(*q) * f64::from(split.keys));
+                    scale.min(f64::from(f32::MAX)) as f32
+                })
+                .collect(),
+        };
         let plain = (0..b)
             .map(|i| {
                 let x = view_row(queries, i, &mut buffer);
@@ -194,6 +282,9 @@ impl Plan {
         };
         Ok(Self {
             width: d.max(SIDE),
+            sums: if split.is_some() { d.next_multiple_of(split::SIDE) } else { d.max(SIDE) },
+            split,
+            scale,
             inverse_temperature,
             plain,
             live: any(&|j| bias.as_ref().is_none_or(|u| u[j] > f32::NEG_INFINITY)),

@@ -5,13 +5,16 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::simd;
-use crate::tile;
+use crate::tile::{
+    self,
+    split::{Packed, SIDE as SPLIT_SIDE, Unit},
+};
 
 use super::exponentials::{exponential, exponentials, largest};
-use super::plan::Plan;
+use super::plan::{Plan, view_row};
 use super::positives::{Row, Targets};
 use super::targets::{Scratch, load_block, range};
-use super::{Forward, Problem, SIDE, SPLIT, TILE};
+use super::{Forward, Problem, SIDE, SPLIT, STRIDE, TILE};
 
 /// Rows of one block at most: what keeps the products efficient and the scores inside the second-level cache.
 const BLOCK: usize = 256;
@@ -66,7 +69,25 @@ impl Partial {
 struct Block {
     rows: Range<usize>,
     padded: usize,
+    /// For plain products.
     x: Vec<f32>,
+    /// For split products.
+    packed: Packed,
+}
+
+impl Block {
+    fn new(problem: &Problem<'_>, plan: &Plan, rows: Range<usize>) -> Self {
+        let queries = &problem.queries;
+        let (Some(split), Some(unit)) = (&plan.split, Unit::new()) else {
+            let padded = rows.len().next_multiple_of(SIDE);
+            let x = load_block(queries, rows.clone(), padded, plan.width);
+            return Self { x, packed: Packed::default(), padded, rows };
+        };
+        let padded = rows.len().next_multiple_of(SPLIT_SIDE);
+        let (mut packed, mut buffer) = (Packed::default(), Vec::new());
+        unit.pack(split.scores, split.queries(queries, rows.clone(), &mut buffer), padded, &mut packed);
+        Self { x: Vec::new(), packed, padded, rows }
+    }
 }
 
 fn sweep(
@@ -77,25 +98,32 @@ fn sweep(
     gradients: bool,
     scratch: &mut Scratch,
 ) -> Partial {
-    let (width, rows) = (plan.width, block.rows.len());
+    let (width, rows) = (plan.sums, block.rows.len());
     let first = block.rows.start;
+    let unit = plan.split.as_ref().zip(Unit::new());
     let weighted = if gradients { block.padded * width } else { 0 };
     let mut partial = Partial::new(rows, &plan.plain[block.rows.clone()], weighted);
     for t in tiles.filter(|t| plan.live[*t]) {
         let keys = range(t, problem.keys.rows());
-        let tile = scratch.tile(&problem.keys, plan, t);
-        let shape = (block.padded, TILE, width);
-        tile::scores(shape, (&block.x, width), (tile.keys, tile.stride), (tile.scores, TILE));
+        let tile = scratch.tile(problem, plan, t);
+        let source = tile.source();
+        let scores = (&mut *tile.scores, STRIDE);
+        if let Some((split, unit)) = &unit {
+            unit.scores(split.scores, &block.packed, (source, TILE), scores, tile.buffers);
+        } else {
+            let shape = (block.padded, TILE, width);
+            tile::scores(shape, (&block.x, width), (tile.keys, tile.stride), scores);
+        }
         if plan.masks_rows() {
-            for (r, scores) in tile.scores.chunks_exact_mut(TILE).take(rows).enumerate() {
-                plan.mask(problem, first + r, keys.clone(), scores);
+            for (r, scores) in tile.scores.chunks_exact_mut(STRIDE).take(rows).enumerate() {
+                plan.mask(problem, first + r, keys.clone(), &mut scores[..TILE]);
             }
         }
         simd::dispatch(
             #[inline(always)]
             || {
-                for (r, scores) in tile.scores.chunks_exact_mut(TILE).take(rows).enumerate() {
-                    let scale = plan.inverse_temperature[first + r];
+                for (r, scores) in tile.scores.chunks_exact_mut(STRIDE).take(rows).enumerate() {
+                    let (scores, scale) = (&mut scores[..TILE], plan.scale[first + r]);
                     if !plan.plain[first + r] {
                         let max = largest(scores, tile.bias, scale);
                         if max > partial.max[r] {
@@ -111,9 +139,16 @@ fn sweep(
             },
         );
         if gradients {
-            let shape = (block.padded, TILE, width);
             let out = (&mut partial.weighted[..], width);
-            tile::accumulate(shape, (tile.scores, TILE), (tile.keys, tile.stride), out);
+            if let Some((split, unit)) = &unit {
+                let rows = tile.scores.chunks_exact_mut(STRIDE).take(block.padded);
+                rows.for_each(|row| unit.split(&mut row[..TILE]));
+                let p = (&*tile.scores, STRIDE, block.padded);
+                unit.accumulate(split.sums, p, (source, TILE), out, tile.buffers);
+            } else {
+                let shape = (block.padded, TILE, width);
+                tile::accumulate(shape, (tile.scores, STRIDE), (tile.keys, tile.stride), out);
+            }
         }
     }
     partial
@@ -125,7 +160,7 @@ fn block_rows(queries: usize) -> usize {
 }
 
 pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Forward {
-    let (b, d, width) = (problem.queries.rows(), problem.queries.cols(), plan.width);
+    let (b, d, width) = (problem.queries.rows(), problem.queries.cols(), plan.sums);
     let size = block_rows(b);
     let blocks = b.div_ceil(size);
     let splits = plan.tiles().div_ceil(SPLIT);
@@ -136,8 +171,8 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Fo
         .into_par_iter()
         .map(|at| {
             let rows = at * size..((at + 1) * size).min(b);
-            let padded = rows.len().next_multiple_of(SIDE);
-            let block = Block { x: load_block(&problem.queries, rows.clone(), padded, width), padded, rows };
+            let block = Block::new(problem, plan, rows);
+            let padded = block.padded;
             let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
             let total = if wave == 1 {
                 let mut scratch = Scratch::new(padded);
@@ -199,7 +234,10 @@ fn finish(
     total: &Partial,
     gradients: bool,
 ) -> (Vec<Row>, Vec<f32>) {
-    let (d, width) = (problem.queries.cols(), plan.width);
+    let (d, width) = (problem.queries.cols(), plan.sums);
+    // Split products have summed the keys times a power of two.
+    let unit = plan.split.as_ref().map_or(1.0, |split| 1.0 / f64::from(split.keys));
+    let mut buffer = Vec::new();
     let mut gradient = vec![0.0f32; if gradients { block.rows.len() * d } else { 0 }];
     let mut visitor = targets.visitor(problem, plan, block.rows.clone(), block.padded);
     let rows = block
@@ -207,18 +245,19 @@ fn finish(
         .clone()
         .enumerate()
         .map(|(r, row)| {
-            let x = &block.x[r * width..][..d];
+            let x = view_row(&problem.queries, row, &mut buffer);
             let mut out = visitor.row(row, x, f64::from(total.max[r]) + total.sum[r].ln());
             if gradients && out.counted {
                 // Σ e^{s − max} y, times mass / Z, minus the targets.
-                let softmax = (f64::from(out.mass) / total.sum[r]) as f32;
+                let softmax = f64::from(out.mass) / total.sum[r] * unit;
                 let softmax = if total.sum[r] > 0.0 { softmax } else { 0.0 };
                 let (weighted, target) = (&total.weighted[r * width..][..d], visitor.target());
                 let scale = plan.inverse_temperature[row];
                 let gradient = &mut gradient[r * d..][..d];
                 let mut along = 0.0f64;
                 for k in 0..d {
-                    gradient[k] = (softmax * weighted[k] - out.inverse_normalizer * target[k]) * scale;
+                    let mean = (softmax * f64::from(weighted[k])) as f32;
+                    gradient[k] = (mean - out.inverse_normalizer * target[k]) * scale;
                     along += f64::from(gradient[k]) * f64::from(x[k]);
                 }
                 // s is proportional to 1/τ: ∂L/∂τ = −Σ_j c_ij s_ij/τ = −⟨x, ∂L/∂x⟩/τ.

@@ -3,24 +3,39 @@
 use std::ops::Range;
 
 use crate::Rows;
+use crate::screen::Aligned;
+use crate::tile::split::{Buffers, Source};
 
-use super::TILE;
 use super::plan::Plan;
+use super::{Problem, STRIDE, TILE};
 
 /// Scratch of one worker.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    pub(super) scores: Vec<f32>,
+    scores: Aligned,
     keys: Vec<f32>,
     bias: Vec<f32>,
+    factors: Vec<f32>,
+    buffers: Buffers,
 }
 
-/// The keys of a tile: [`TILE`] rows, `stride` apart, and their bias.
+/// The keys of a tile, `stride` apart, and their bias: [`TILE`] rows; only those that there are for split products.
 pub(super) struct Tile<'s> {
     pub(super) keys: &'s [f32],
     pub(super) stride: usize,
+    shape: (usize, usize),
+    factors: &'s [f32],
     pub(super) bias: Option<&'s [f32]>,
+    /// Rows of [`TILE`] scores, [`STRIDE`] apart.
     pub(super) scores: &'s mut [f32],
+    pub(super) buffers: &'s mut Buffers,
+}
+
+impl<'s> Tile<'s> {
+    /// The keys as split products read them.
+    pub(super) fn source(&self) -> Source<'s> {
+        Source::new(self.keys, self.stride, self.shape, self.factors)
+    }
 }
 
 /// The keys of tile `t`.
@@ -31,21 +46,23 @@ pub(super) fn range(t: usize, keys: usize) -> Range<usize> {
 impl Scratch {
     /// Room for the scores of `rows` queries against one tile.
     pub(super) fn new(rows: usize) -> Self {
-        Self { scores: vec![0.0; rows * TILE], ..Self::default() }
+        Self { scores: Aligned::zeros(rows * STRIDE), ..Self::default() }
     }
 
     /// Prepares tile `t`. A short last tile is filled up with zero rows of bias −∞, so that the products have one
     /// shape and a bank gives the bits of a longer one whose last rows are not valid.
-    pub(super) fn tile<'s>(&'s mut self, keys: &Rows<'s>, plan: &'s Plan, t: usize) -> Tile<'s> {
+    pub(super) fn tile<'s>(&'s mut self, problem: &Problem<'s>, plan: &'s Plan, t: usize) -> Tile<'s> {
+        let keys = &problem.keys;
         let range = range(t, keys.rows());
         let (rows, cols, width) = (range.len(), keys.cols(), plan.width);
         let full = rows == TILE;
-        let in_place = keys.as_f32().filter(|_| full && cols == width);
+        let padded = plan.split.is_none();
+        let in_place = keys.as_f32().filter(|_| !padded || (full && cols == width));
         let (data, stride): (&[f32], usize) = match in_place {
             Some(x) => (&x[range.start * keys.stride()..], keys.stride()),
             None => {
                 self.keys.clear();
-                self.keys.resize(TILE * width, 0.0);
+                self.keys.resize(TILE * width, 0.0); // keeps the padding at zero
                 for (row, out) in range.clone().zip(self.keys.chunks_exact_mut(width)) {
                     keys.load_row(row, &mut out[..cols]);
                 }
@@ -54,18 +71,30 @@ impl Scratch {
         };
         let bias = match (&plan.bias, full) {
             (None, true) => None,
-            (Some(bias), true) => Some(&bias[range]),
+            (Some(bias), true) => Some(&bias[range.clone()]),
             (bias, false) => {
                 self.bias.clear();
                 match bias {
-                    Some(bias) => self.bias.extend_from_slice(&bias[range]),
+                    Some(bias) => self.bias.extend_from_slice(&bias[range.clone()]),
                     None => self.bias.resize(rows, 0.0),
                 }
                 self.bias.resize(TILE, f32::NEG_INFINITY);
                 Some(&self.bias[..])
             }
         };
-        Tile { keys: data, stride, bias, scores: &mut self.scores }
+        // Slots that are not valid may hold any finite number: 0 keeps it out of split products.
+        let (factor, valid) = (plan.split.as_ref().map_or(1.0, |split| split.keys), problem.pairs.valid);
+        self.factors.clear();
+        self.factors.extend(range.map(|j| if valid.is_none_or(|v| v[j]) { factor } else { 0.0 }));
+        Tile {
+            keys: data,
+            stride,
+            shape: (rows, cols),
+            factors: &self.factors,
+            bias,
+            scores: self.scores.as_mut_slice(),
+            buffers: &mut self.buffers,
+        }
     }
 }
 

@@ -6,11 +6,11 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __cpuid_count, __m512, _CMP_GE_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_loadu_ps, _mm512_set1_ps,
+    __m512, _CMP_GE_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_loadu_ps, _mm512_set1_ps,
 };
-use std::sync::LazyLock;
 
 use super::{Hit, Kernel};
+use crate::amx;
 use crate::simd::{dot_inline, scale_f64_inline, squared_distance_inline, squared_norm_inline};
 
 /// Dimensions of one step: a row of a tile holds 32 bfloat16.
@@ -28,8 +28,8 @@ static AMX: Kernel = Kernel {
     packed: |dim| dim.div_ceil(STEP) * STEP / 2,
     pack_queries,
     pack_keys,
-    arm,
-    disarm,
+    arm: amx::arm,
+    disarm: amx::disarm,
     screen,
     residual: Some(residual),
     // The unit takes subnormal inputs for 0 and flushes subnormal results.
@@ -42,65 +42,8 @@ static AMX: Kernel = Kernel {
 
 /// The kernel, when this machine has the unit and the system lets this process use it.
 pub(super) fn available() -> Option<&'static Kernel> {
-    static GRANTED: LazyLock<bool> = LazyLock::new(|| has_tiles() && request());
-    (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") && *GRANTED).then_some(&AMX)
-}
-
-/// Whether the processor has tiles and their bfloat16 product: CPUID leaf 7, EDX bits 24 and 22.
-#[allow(unused_unsafe, reason = "CPUID became a safe function after the oldest supported compiler")]
-fn has_tiles() -> bool {
-    // SAFETY: every x86-64 processor has CPUID; a leaf above its last reads as another leaf, so ask for the last.
-    let (last, leaf) = unsafe { (__cpuid_count(0, 0).eax, __cpuid_count(7, 0).edx) };
-    last >= 7 && leaf >> 24 & 1 == 1 && leaf >> 22 & 1 == 1
-}
-
-/// Asks Linux for the tile registers' state, for this process and all its threads: `arch_prctl` with
-/// `ARCH_REQ_XCOMP_PERM` for component 18 (Linux, Documentation/arch/x86/xstate.rst).
-fn request() -> bool {
-    let result: i64;
-    // SAFETY: the call takes two numbers and writes no memory of ours; `syscall` clobbers rcx and r11.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") 158i64 => result,
-            in("rdi") 0x1023i64,
-            in("rsi") 18i64,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    result == 0
-}
-
-/// The tile configuration: palette 1, eight tiles of 16 rows of 64 bytes.
-#[repr(C, align(64))]
-struct Config([u8; 64]);
-
-static CONFIG: Config = {
-    let mut bytes = [0; 64];
-    bytes[0] = 1;
-    let mut tile = 0;
-    while tile < 8 {
-        bytes[16 + 2 * tile] = 64;
-        bytes[48 + tile] = 16;
-        tile += 1;
-    }
-    Config(bytes)
-};
-
-/// # Safety
-/// The machine has the unit and the process may use it.
-unsafe fn arm() {
-    // SAFETY: the caller's contract; the configuration is valid and the instruction only reads it.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) CONFIG.0.as_ptr(), options(nostack, readonly, preserves_flags)) }
-}
-
-/// # Safety
-/// The machine has the unit and the process may use it.
-unsafe fn disarm() {
-    // SAFETY: the caller's contract; nothing of this thread uses the tiles any more.
-    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+    let vectors = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
+    (vectors && amx::available()).then_some(&AMX)
 }
 
 /// Rounds to the nearest bfloat16, ties to even; subnormals become 0, and what would become infinite is cut off.

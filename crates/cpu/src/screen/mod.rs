@@ -243,18 +243,27 @@ fn push(hits: &mut Vec<Hit>, query: usize, first_key: usize, mut mask: u32) {
 }
 
 /// 64 bytes at a multiple of 64: panels start on a cache line.
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
 /// A buffer of `f32` that starts on a cache line.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Aligned(Vec<Line>);
 
 impl Aligned {
     /// At least `len` zeros.
     pub(crate) fn zeros(len: usize) -> Self {
         Self(vec![Line::zeroed(); len.div_ceil(16)])
+    }
+
+    /// Grows to at least `len` elements, the new ones 0.
+    #[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), allow(dead_code, reason = "for tiles"))]
+    pub(crate) fn reserve(&mut self, len: usize) -> &mut [f32] {
+        if self.0.len() * 16 < len {
+            self.0.resize(len.div_ceil(16), Line::zeroed());
+        }
+        self.as_mut_slice()
     }
 
     /// The elements.

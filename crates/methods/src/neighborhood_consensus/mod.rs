@@ -89,6 +89,7 @@ impl NeighborhoodConsensus {
                 OtherTeachers::InDenominator => OtherPositives::InDenominator,
                 OtherTeachers::LeftOut => OtherPositives::LeftOut,
             },
+            ..ContrastOptions::default()
         }
     }
 

@@ -7,6 +7,12 @@
 //! 64 × 64 (another depth). Owners therefore pad their tiles of scores to [`MIN_ROWS`] × [`MIN_COLS`] at least
 //! and sum over at most [`MAX_DEPTH`] keys at a time; the tests compare bits over shapes.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod split;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[path = "none.rs"]
+pub(crate) mod split;
+
 use gemm::Parallelism;
 
 /// The smallest number of rows of a tile of scores whose bits do not depend on the tile's shape.
