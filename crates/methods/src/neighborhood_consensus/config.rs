@@ -196,7 +196,7 @@ pub struct NeighborhoodConsensusConfig {
 impl Default for NeighborhoodConsensusConfig {
     fn default() -> Self {
         Self {
-            alpha: 2.0,
+            alpha: 4.0,
             beta: 0.1,
             temperature: 0.07,
             score_temperature: 0.1,
