@@ -27,6 +27,7 @@ static AMX: Kernel = Kernel {
     scan_two: x86::scan_avx512::<2>,
     scan_known: x86::scan_avx512::<0>,
     scores: x86::scores_avx512,
+    distances: x86::distances_avx512,
 };
 
 /// The kernel, when this machine has the unit and the system lets this process use it.

@@ -16,74 +16,96 @@ pub(crate) struct Stop {
     pub(crate) tolerance: f64,
 }
 
-/// What Lloyd's iterations found in one class.
-#[derive(Debug)]
-pub(crate) struct Outcome {
+/// Where the numbers of one class go.
+pub(crate) struct Output<'a> {
     /// `[k, d]`, in the caller's coordinates.
-    pub(crate) centroids: Vec<f32>,
-    pub(crate) sizes: Vec<u32>,
-    pub(crate) spread: Vec<f32>,
-    pub(crate) mean_distance: Vec<f32>,
-    pub(crate) assignment: Vec<u32>,
-    pub(crate) margin: Vec<f32>,
-    pub(crate) inertia: f64,
-    pub(crate) iterations: u32,
+    pub(crate) centroids: &'a mut [f32],
+    pub(crate) sizes: &'a mut [u32],
+    pub(crate) spread: &'a mut [f32],
+    pub(crate) mean_distance: &'a mut [f32],
+    /// Counted from the first cluster of the class.
+    pub(crate) assignment: &'a mut [u32],
+    pub(crate) margin: &'a mut [f32],
+    pub(crate) inertia: &'a mut f64,
+    pub(crate) iterations: &'a mut u32,
 }
 
-/// What is known of every row.
-struct Assigned {
-    cluster: Vec<u32>,
-    /// The second nearest centroid, when there are few; else only after the last assignment.
+/// What a thread keeps from class to class, so that small classes do not spend their time on allocations.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    /// `[k, d]`: on entry the start, in the coordinates of the points, that is after their shift.
+    pub(crate) exact: Vec<f64>,
+    centers: Centers,
+    /// The centroids of the round before.
+    before: Vec<f32>,
+    /// The second nearest centroid of every row, when there are few; else only after the last assignment.
     second: Vec<u32>,
     /// Filled by the first assignment; empty when there are few centroids, which do not need it.
-    sizes: Vec<RowSize>,
-    fresh: bool,
+    row_sizes: Vec<RowSize>,
+    changes: Vec<Change>,
+    sums: Sums,
+    /// Squared distances of the rows.
+    squared: Vec<f64>,
+    tile: TileSpace,
 }
 
-/// Runs from `start` (`[k, d]`, in the coordinates of `points`, that is after its shift).
-pub(crate) fn lloyd(points: &Points<'_>, start: Vec<f64>, unit: bool, stop: Stop, variance: f64) -> Outcome {
+/// What a thread keeps from tile to tile.
+#[derive(Default)]
+struct TileSpace {
+    rows: Vec<f32>,
+    scratch: Scratch,
+}
+
+/// Runs from the start in `space`.
+pub(crate) fn lloyd(
+    points: &Points<'_>,
+    space: &mut Workspace,
+    unit: bool,
+    stop: Stop,
+    variance: f64,
+    out: &mut Output<'_>,
+) {
     let (n, d) = (points.len(), points.dim());
-    let k = start.len() / d;
-    let mut exact = start;
-    let mut centers = Centers::new(k, d, unit);
-    centers.set(&exact);
-    let few = centers.few();
-    let mut assigned = Assigned {
-        cluster: vec![UNASSIGNED; n],
-        second: if few { vec![0; n] } else { Vec::new() },
-        sizes: if few { Vec::new() } else { vec![[0.0; 2]; n] },
-        fresh: true,
-    };
-    let mut sums = Sums::new(k, d);
-    let mut before = Vec::new();
+    let k = out.sizes.len();
+    space.centers.reset(k, d, unit);
+    space.centers.set(&space.exact);
+    space.sums.reset(k, d);
+    let few = space.centers.few();
+    out.assignment.fill(UNASSIGNED);
+    space.second.clear();
+    space.second.resize(if few { n } else { 0 }, 0);
+    space.row_sizes.clear();
+    space.row_sizes.resize(if few { 0 } else { n }, [0.0; 2]);
     let mut iterations = 0;
     // Whether the assignment is that to the centroids as they are, and says which is second.
     let mut settled = false;
     while iterations < stop.iterations {
-        let mut changes = assign::<false>(points, &centers, &mut assigned);
+        assign::<false>(points, space, out.assignment, iterations == 0);
+        let Workspace { exact, centers, before, changes, sums, .. } = &mut *space;
         if changes.is_empty() {
             settled = few;
             break;
         }
         iterations += 1;
-        sums.count(&assigned.cluster, &changes);
+        sums.count(out.assignment, changes);
         if sums.sizes.contains(&0) {
-            relocate(points, &centers, &mut assigned.cluster, &mut sums.sizes, &mut changes);
+            relocate(points, centers, out.assignment, &mut sums.sizes, changes);
         }
-        sums.update(points, &assigned.cluster, &changes);
+        sums.update(points, out.assignment, changes);
         before.clear();
         before.extend_from_slice(centers.rows());
-        sums.average(unit, &mut exact);
-        centers.set(&exact);
-        if squared_movement(&before, centers.rows(), d) <= stop.tolerance * variance {
+        sums.average(unit, exact);
+        centers.set(exact);
+        if squared_movement(before, centers.rows(), d) <= stop.tolerance * variance {
             break;
         }
     }
     if !settled {
-        assigned.second.resize(n, 0);
-        assign::<true>(points, &centers, &mut assigned);
+        space.second.resize(n, 0);
+        assign::<true>(points, space, out.assignment, iterations == 0);
     }
-    finish(points, &centers, &exact, assigned, iterations as u32)
+    *out.iterations = iterations as u32;
+    finish(points, space, out);
 }
 
 /// Σ ‖b − a‖² over the rows of two matrices.
@@ -100,11 +122,16 @@ fn squared_movement(a: &[f32], b: &[f32], d: usize) -> f64 {
     )
 }
 
-/// Gives every row its nearest centroid; with `TWO`, or few centroids, also finds the second. Returns the rows that
-/// changed hands, in their order.
-fn assign<const TWO: bool>(points: &Points<'_>, centers: &Centers, assigned: &mut Assigned) -> Vec<Change> {
-    let Assigned { cluster, second, sizes, fresh } = assigned;
-    let fresh = std::mem::replace(fresh, false);
+/// Gives every row its nearest centroid; with `TWO`, or few centroids, also finds the second. `space.changes` are then
+/// the rows that changed hands, in their order; `fresh` says that nothing is known of the rows.
+fn assign<const TWO: bool>(points: &Points<'_>, space: &mut Workspace, cluster: &mut [u32], fresh: bool) {
+    let Workspace { centers, second, row_sizes: sizes, changes, tile: own, .. } = space;
+    changes.clear();
+    if cluster.len() <= TILE {
+        let tile = Tile { first: 0, cluster, second, sizes, fresh };
+        tile.assign::<TWO>(points, centers, own, changes);
+        return;
+    }
     let tiles: Vec<Tile<'_>> = {
         // Both may be empty: then every tile has an empty part.
         let mut seconds = second.as_mut_slice();
@@ -119,21 +146,15 @@ fn assign<const TWO: bool>(points: &Points<'_>, centers: &Centers, assigned: &mu
         }
         tiles
     };
-    if tiles.len() == 1 {
-        let one = tiles
-            .into_iter()
-            .next()
-            .map(|tile| tile.assign::<TWO>(points, centers, &mut Vec::new(), &mut Scratch::default()));
-        return one.unwrap_or_default();
-    }
-    let changes: Vec<Vec<Change>> = tiles
+    let parts: Vec<Vec<Change>> = tiles
         .into_par_iter()
-        .map_init(
-            || (Vec::new(), Scratch::default()),
-            |(buffer, scratch), tile| tile.assign::<TWO>(points, centers, buffer, scratch),
-        )
+        .map_init(TileSpace::default, |space, tile| {
+            let mut changes = Vec::new();
+            tile.assign::<TWO>(points, centers, space, &mut changes);
+            changes
+        })
         .collect();
-    changes.concat()
+    parts.iter().for_each(|part| changes.extend_from_slice(part));
 }
 
 /// What is known of the rows of a tile.
@@ -150,11 +171,11 @@ impl Tile<'_> {
         self,
         points: &Points<'_>,
         centers: &Centers,
-        buffer: &mut Vec<f32>,
-        scratch: &mut Scratch,
-    ) -> Vec<Change> {
+        TileSpace { rows, scratch }: &mut TileSpace,
+        changes: &mut Vec<Change>,
+    ) {
         let n = self.cluster.len();
-        let x = points.tile(self.first..self.first + n, buffer);
+        let x = points.tile(self.first..self.first + n, rows);
         if self.fresh {
             centers.measure(x, self.sizes);
         }
@@ -163,14 +184,12 @@ impl Tile<'_> {
         for (second, best) in self.second.iter_mut().zip(&scratch.best) {
             *second = best.second;
         }
-        let mut changes = Vec::new();
         for (i, (cluster, Best { index, .. })) in self.cluster.iter_mut().zip(&scratch.best).enumerate() {
             if *cluster != *index {
                 changes.push(Change { row: (self.first + i) as u32, from: *cluster });
                 *cluster = *index;
             }
         }
-        changes
     }
 }
 
@@ -226,66 +245,57 @@ fn relocate(
 }
 
 /// The statistics of the returned centroids, in difference form.
-fn finish(
-    points: &Points<'_>,
-    centers: &Centers,
-    exact: &[f64],
-    assigned: Assigned,
-    iterations: u32,
-) -> Outcome {
+fn finish(points: &Points<'_>, space: &mut Workspace, out: &mut Output<'_>) {
     let (n, d) = (points.len(), points.dim());
-    let k = exact.len() / d;
-    let Assigned { cluster: assignment, second, .. } = assigned;
-    let mut squared = vec![0.0f64; n];
-    let mut margin = vec![f32::INFINITY; n];
+    let k = out.sizes.len();
+    let Workspace { exact, centers, second, squared, tile, .. } = space;
+    let back = |j: usize| points.shift.as_ref().map_or(0.0, |shift| f64::from(shift[j]));
+    for (out, exact) in out.centroids.chunks_exact_mut(d).zip(exact.chunks_exact(d)) {
+        out.iter_mut().zip(exact).enumerate().for_each(|(j, (out, c))| *out = (c + back(j)) as f32);
+    }
+    // From here on the centroids as rows are compared with them, widened once instead of row by row.
+    exact.iter_mut().zip(centers.rows()).for_each(|(wide, c)| *wide = f64::from(*c));
+    let kernel = centers.kernel();
+    let center = |k: u32| &exact[k as usize * d..(k as usize + 1) * d];
+    let (assignment, second) = (&*out.assignment, &*second);
+    squared.clear();
+    squared.resize(n, 0.0);
+    out.margin.fill(f32::INFINITY);
     let measure = |buffer: &mut Vec<f32>, t: usize, squared: &mut [f64], margin: &mut [f32]| {
         let first = t * TILE;
         let (x, ld) = points.tile(first..first + squared.len(), buffer);
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for (i, (squared, margin)) in squared.iter_mut().zip(margin).enumerate() {
-                    let row = &x[i * ld..i * ld + d];
-                    *squared = squared_distance_inline(row, centers.row(assignment[first + i] as usize));
-                    if k > 1 {
-                        let other = squared_distance_inline(row, centers.row(second[first + i] as usize));
-                        *margin = (other - *squared).max(0.0) as f32;
-                    }
-                }
-            },
-        );
+        for (i, (squared, margin)) in squared.iter_mut().zip(margin).enumerate() {
+            let row = &x[i * ld..i * ld + d];
+            // With one centroid both are the same.
+            let two = [center(assignment[first + i]), center(second[first + i])];
+            let [own, other] = kernel.distances(row, two);
+            *squared = own;
+            if k > 1 {
+                *margin = (other - own).max(0.0) as f32;
+            }
+        }
     };
     if n <= TILE {
-        measure(&mut Vec::new(), 0, &mut squared, &mut margin);
+        measure(&mut tile.rows, 0, squared, out.margin);
     } else {
         squared
             .par_chunks_mut(TILE)
-            .zip(margin.par_chunks_mut(TILE))
+            .zip(out.margin.par_chunks_mut(TILE))
             .enumerate()
             .for_each_init(Vec::new, |buffer, (t, (squared, margin))| measure(buffer, t, squared, margin));
     }
-    let mut sizes = vec![0u32; k];
-    let (mut spread, mut mean_distance) = (vec![0.0f64; k], vec![0.0f64; k]);
+    let mut totals = vec![[0.0f64; 2]; k];
     let mut inertia = 0.0;
-    for (a, s) in assignment.iter().zip(&squared) {
+    for (a, squared) in assignment.iter().zip(squared) {
         let a = *a as usize;
-        sizes[a] += 1;
-        spread[a] += s;
-        mean_distance[a] += s.sqrt();
-        inertia += s;
+        out.sizes[a] += 1;
+        totals[a][0] += *squared;
+        totals[a][1] += squared.sqrt();
+        inertia += *squared;
     }
-    let per_row = |sums: &[f64]| {
-        sums.iter().zip(&sizes).map(|(s, n)| (s / f64::from((*n).max(1))) as f32).collect::<Vec<f32>>()
-    };
-    let back = |j: usize| points.shift.as_ref().map_or(0.0, |shift| f64::from(shift[j % d]));
-    Outcome {
-        centroids: exact.iter().enumerate().map(|(j, c)| (c + back(j)) as f32).collect(),
-        spread: per_row(&spread),
-        mean_distance: per_row(&mean_distance),
-        sizes,
-        assignment,
-        margin,
-        inertia,
-        iterations,
+    for (c, [squares, roots]) in totals.into_iter().enumerate() {
+        let size = f64::from(out.sizes[c].max(1));
+        (out.spread[c], out.mean_distance[c]) = ((squares / size) as f32, (roots / size) as f32);
     }
+    *out.inertia = inertia;
 }

@@ -35,6 +35,7 @@ pub(crate) struct Change {
 /// the changes. When most rows changed hands, or twice as many as there are since the last time, the sums are taken
 /// anew in the order of the rows: at most 5 N additions stand behind a sum, and no round costs more than
 /// all rows.
+#[derive(Default)]
 pub(crate) struct Sums {
     d: usize,
     /// `[k, d]`.
@@ -45,8 +46,12 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
-    pub(crate) fn new(k: usize, d: usize) -> Self {
-        Self { d, sums: vec![0.0; k * d], sizes: vec![0; k], since: 0 }
+    /// Makes room for `k` clusters of dimension `d`, all without rows. The first changes set the sums.
+    pub(crate) fn reset(&mut self, k: usize, d: usize) {
+        (self.d, self.since) = (d, 0);
+        self.sums.resize(k * d, 0.0);
+        self.sizes.clear();
+        self.sizes.resize(k, 0);
     }
 
     /// Counts the rows of every cluster after these changes.
@@ -106,11 +111,15 @@ impl Sums {
     /// Adds rows to the sums of clusters, or takes them out, in this order.
     fn move_rows<const OUT: bool>(&mut self, points: &Points<'_>, rows: impl Iterator<Item = (u32, u32)>) {
         let (d, mut buffer) = (self.d, Vec::new());
+        let dense = points.dense();
         simd::dispatch(
             #[inline(always)]
             || {
                 for (row, cluster) in rows {
-                    let x = points.row(row as usize, &mut buffer);
+                    let x = match dense {
+                        Some((x, ld)) => &x[row as usize * ld..][..d],
+                        None => points.row(row as usize, &mut buffer),
+                    };
                     let sum = &mut self.sums[cluster as usize * d..(cluster as usize + 1) * d];
                     for (s, x) in sum.iter_mut().zip(x) {
                         let x = f64::from(*x);
@@ -233,32 +242,29 @@ pub(crate) fn moments(points: &Points<'_>) -> (Vec<f64>, f64) {
     (mean, square)
 }
 
-/// Adds `n` rows to a sum, and returns the sum of their squared elements.
+/// Adds `n` rows to a sum, and returns the sum of their squared elements. Most often the rows come from memory here: they
+/// are read in the order in which they lie there.
 #[inline(always)]
 fn moments_inline(sum: &mut [f64], (x, ld): (&[f32], usize), n: usize) -> f64 {
     let d = sum.len();
     let whole = d / COLUMNS * COLUMNS;
     let mut squares = [0.0f64; COLUMNS];
-    for (b, sum) in sum[..whole].chunks_exact_mut(COLUMNS).enumerate() {
-        let mut lanes = [0.0f64; COLUMNS];
-        lanes.copy_from_slice(sum);
-        for i in 0..n {
-            let x = &x[i * ld + b * COLUMNS..][..COLUMNS];
+    for i in 0..n {
+        let x = &x[i * ld..i * ld + d];
+        for (sum, x) in sum[..whole].chunks_exact_mut(COLUMNS).zip(x.chunks_exact(COLUMNS)) {
+            // Aside, so that the sums can be seen not to overlap the row.
+            let mut lanes = [0.0f64; COLUMNS];
             for l in 0..COLUMNS {
                 let x = f64::from(x[l]);
-                lanes[l] += x;
+                lanes[l] = sum[l] + x;
                 squares[l] = x.mul_add(x, squares[l]);
             }
+            sum.copy_from_slice(&lanes);
         }
-        sum.copy_from_slice(&lanes);
-    }
-    if whole < d {
-        for i in 0..n {
-            for (j, (s, x)) in sum[whole..].iter_mut().zip(&x[i * ld + whole..i * ld + d]).enumerate() {
-                let x = f64::from(*x);
-                *s += x;
-                squares[j] = x.mul_add(x, squares[j]);
-            }
+        for ((sum, x), square) in sum[whole..].iter_mut().zip(&x[whole..]).zip(&mut squares) {
+            let x = f64::from(*x);
+            *sum += x;
+            *square = x.mul_add(x, *square);
         }
     }
     squares.iter().sum()
@@ -282,7 +288,8 @@ mod tests {
                 let mut points = Points::new(&rows, &members, None);
                 points.settle(None);
                 let mut assignment = data::labels(n, k as u32, 2);
-                let mut sums = Sums::new(k, d);
+                let mut sums = Sums::default();
+                sums.reset(k, d);
                 let first: Vec<Change> = (0..n as u32).map(|row| Change { row, from: UNASSIGNED }).collect();
                 sums.count(&assignment, &first);
                 sums.update(&points, &assignment, &first);

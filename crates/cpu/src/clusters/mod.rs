@@ -18,7 +18,7 @@ mod start;
 use rayon::prelude::*;
 
 use self::{
-    lloyd::{Outcome, Stop},
+    lloyd::{Output, Stop, Workspace},
     philox::Draws,
     points::{Checked, Points, checked_norms},
     segments::Segments,
@@ -162,46 +162,101 @@ pub fn sub_clusters(points: Rows<'_>, labels: Option<&[u32]>, options: &Options<
     let k = offsets.last().copied().unwrap_or(0);
     let given_inverse = check_start(&options.start, k, d, unit)?;
 
-    let outcomes: Vec<Checked<Outcome>> = (0..segments.len())
-        .into_par_iter()
-        .map(|class| {
-            let mut points = Points::new(&points, segments.members(class), inverse.as_deref());
-            let clusters = offsets[class]..offsets[class + 1];
-            let variance = settle(&mut points, unit, options.tolerance)?;
-            let draws = |seed| Draws::new(seed, segments.labels[class]);
-            let rows = match &options.start {
-                Start::PlusPlus { seed } => start::plus_plus(&points, clusters.len(), &draws(*seed)),
-                Start::Random { seed } => start::random(points.len(), clusters.len(), &draws(*seed)),
-                Start::Given(_) => Vec::new(),
-            };
-            let mut start = vec![0.0f64; clusters.len() * d];
-            let mut buffer = vec![0.0f32; d];
-            for (c, start) in start.chunks_exact_mut(d).enumerate() {
-                if let Start::Given(given) = &options.start {
-                    given.load_row(clusters.start + c, &mut buffer);
-                    let scale = given_inverse.as_ref().map_or(1.0, |inverse| inverse[clusters.start + c]);
-                    let shift = |j: usize| points.shift.as_ref().map_or(0.0, |s| f64::from(s[j]));
-                    start
-                        .iter_mut()
-                        .zip(&buffer)
-                        .enumerate()
-                        .for_each(|(j, (s, x))| *s = f64::from(*x) * scale - shift(j));
-                } else {
-                    let row = points.row(rows[c], &mut buffer);
-                    start.iter_mut().zip(row).for_each(|(s, x)| *s = f64::from(*x));
+    let mut all = SubClusters {
+        dim: d,
+        labels: segments.labels.clone(),
+        centroids: vec![0.0; k * d],
+        sizes: vec![0; k],
+        spread: vec![0.0; k],
+        mean_distance: vec![0.0; k],
+        assignment: vec![0; n],
+        margin: vec![0.0; n],
+        inertia: vec![0.0; segments.len()],
+        iterations: vec![0; segments.len()],
+        offsets: Vec::new(),
+    };
+    let one_class = |space: &mut Workspace, class: usize, mut out: Output<'_>| -> Checked<()> {
+        let mut points = Points::new(&points, segments.members(class), inverse.as_deref());
+        let variance = settle(&mut points, unit, options.tolerance)?;
+        let draws = |seed| Draws::new(seed, segments.labels[class]);
+        let clusters = out.sizes.len();
+        let rows = match &options.start {
+            Start::PlusPlus { seed } => start::plus_plus(&points, clusters, &draws(*seed)),
+            Start::Random { seed } => start::random(points.len(), clusters, &draws(*seed)),
+            Start::Given(_) => Vec::new(),
+        };
+        space.exact.resize(clusters * d, 0.0);
+        let mut buffer = Vec::new();
+        for (c, exact) in space.exact.chunks_exact_mut(d).enumerate() {
+            if let Start::Given(given) = &options.start {
+                let at = offsets[class] + c;
+                buffer.resize(d, 0.0);
+                let row = points::row_of(given, at, &mut buffer);
+                let scale = given_inverse.as_ref().map_or(1.0, |inverse| inverse[at]);
+                exact.iter_mut().zip(row).for_each(|(s, x)| *s = f64::from(*x) * scale);
+                if let Some(shift) = &points.shift {
+                    exact.iter_mut().zip(shift).for_each(|(s, shift)| *s -= f64::from(*shift));
                 }
+            } else {
+                let row = points.row(rows[c], &mut buffer);
+                exact.iter_mut().zip(row).for_each(|(s, x)| *s = f64::from(*x));
             }
-            let stop = Stop { iterations: options.max_iterations, tolerance: options.tolerance };
-            Ok(lloyd::lloyd(&points, start, unit, stop, variance))
-        })
+        }
+        let stop = Stop { iterations: options.max_iterations, tolerance: options.tolerance };
+        lloyd::lloyd(&points, space, unit, stop, variance, &mut out);
+        let first = offsets[class] as u32;
+        out.assignment.iter_mut().for_each(|cluster| *cluster += first);
+        Ok(())
+    };
+    let outputs = outputs(&mut all, &offsets, &segments);
+    let outcomes: Vec<Checked<()>> = outputs
+        .into_par_iter()
+        .enumerate()
+        .map_init(Workspace::default, |space, (class, out)| one_class(space, class, out))
         .collect();
     // Of all bad rows the first is named, whatever its class.
-    if let Some((_, error)) = outcomes.iter().filter_map(|one| one.as_ref().err()).min_by_key(|(row, _)| *row)
-    {
-        return Err(error.clone());
+    if let Some((_, error)) = outcomes.into_iter().filter_map(Checked::err).min_by_key(|(row, _)| *row) {
+        return Err(error);
     }
-    let outcomes = outcomes.into_iter().flatten().collect();
-    Ok(gather(n, d, segments, offsets, outcomes))
+    if !segments.members.is_sorted() {
+        all.assignment = in_order_of_rows(&segments.members, &all.assignment);
+        all.margin = in_order_of_rows(&segments.members, &all.margin);
+    }
+    all.offsets = offsets;
+    Ok(all)
+}
+
+/// The parts of the result that belong to each class, rows in the order of the classes.
+fn outputs<'a>(all: &'a mut SubClusters, offsets: &[usize], segments: &Segments) -> Vec<Output<'a>> {
+    fn take<'a, T>(rest: &mut &'a mut [T], n: usize) -> &'a mut [T] {
+        rest.split_off_mut(..n).unwrap_or_default()
+    }
+    let d = all.dim;
+    let (mut centroids, mut sizes) = (&mut all.centroids[..], &mut all.sizes[..]);
+    let (mut spread, mut mean_distance) = (&mut all.spread[..], &mut all.mean_distance[..]);
+    let (mut assignment, mut margin) = (&mut all.assignment[..], &mut all.margin[..]);
+    let scalars = all.inertia.iter_mut().zip(&mut all.iterations).enumerate();
+    let outputs = scalars.map(|(class, (inertia, iterations))| {
+        let (n, k) = (segments.members(class).len(), offsets[class + 1] - offsets[class]);
+        Output {
+            centroids: take(&mut centroids, k * d),
+            sizes: take(&mut sizes, k),
+            spread: take(&mut spread, k),
+            mean_distance: take(&mut mean_distance, k),
+            assignment: take(&mut assignment, n),
+            margin: take(&mut margin, n),
+            inertia,
+            iterations,
+        }
+    });
+    outputs.collect()
+}
+
+/// Puts what belongs to these rows where the rows are.
+fn in_order_of_rows<T: Copy + Default>(rows: &[u32], values: &[T]) -> Vec<T> {
+    let mut all = vec![T::default(); values.len()];
+    rows.iter().zip(values).for_each(|(row, value)| all[*row as usize] = *value);
+    all
 }
 
 /// Checks a class that is not on the sphere, and shifts it to its first row when it lies far from the origin compared
@@ -282,40 +337,4 @@ fn check_start(start: &Start<'_>, k: usize, d: usize, unit: bool) -> Result<Opti
     }
     let norms = checked_norms(OP, "start", given, unit)?;
     Ok(unit.then(|| norms.iter().map(|x| 1.0 / x.sqrt()).collect()))
-}
-
-fn gather(
-    n: usize,
-    d: usize,
-    segments: Segments,
-    offsets: Vec<usize>,
-    outcomes: Vec<Outcome>,
-) -> SubClusters {
-    let k = offsets.last().copied().unwrap_or(0);
-    let mut all = SubClusters {
-        dim: d,
-        labels: segments.labels.clone(),
-        centroids: Vec::with_capacity(k * d),
-        sizes: Vec::with_capacity(k),
-        spread: Vec::with_capacity(k),
-        mean_distance: Vec::with_capacity(k),
-        assignment: vec![0; n],
-        margin: vec![0.0; n],
-        inertia: Vec::with_capacity(segments.len()),
-        iterations: Vec::with_capacity(segments.len()),
-        offsets,
-    };
-    for (class, one) in outcomes.into_iter().enumerate() {
-        for (i, row) in segments.members(class).iter().enumerate() {
-            all.assignment[*row as usize] = one.assignment[i] + all.offsets[class] as u32;
-            all.margin[*row as usize] = one.margin[i];
-        }
-        all.centroids.extend_from_slice(&one.centroids);
-        all.sizes.extend_from_slice(&one.sizes);
-        all.spread.extend_from_slice(&one.spread);
-        all.mean_distance.extend_from_slice(&one.mean_distance);
-        all.inertia.push(one.inertia);
-        all.iterations.push(one.iterations);
-    }
-    all
 }

@@ -7,7 +7,7 @@
 //! the second. The pairs within 2E are found, and where more than one is left, scored. So every kernel, and the plain
 //! loop for few centroids, gives the same bits.
 
-use super::panel::{BLOCK, Candidate, Kernel, LD, MAX_ROWS, Tops};
+use super::panel::{BLOCK, Candidate, Kernel, LANES, LD, MAX_ROWS, Tops};
 use crate::screen::{Aligned, Margin, Size};
 use crate::simd;
 
@@ -27,22 +27,6 @@ pub(crate) struct Best {
 impl Best {
     const NONE: Self =
         Self { index: 0, score: f32::NEG_INFINITY, second: 0, second_score: f32::NEG_INFINITY };
-
-    /// The two best of all scores. They are compared as integers in the order of the floats, with the index below
-    /// them, so that nothing branches.
-    #[inline(always)]
-    fn of(scores: &[f32]) -> Self {
-        let (mut best, mut second) = (0u64, 0u64);
-        for (index, score) in scores.iter().enumerate() {
-            // Adding 0 turns −0 into 0, which is as large.
-            let bits = (score + 0.0).to_bits();
-            let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
-            let key = u64::from(ordered) << 32 | u64::from(!(index as u32));
-            second = second.max(best.min(key));
-            best = best.max(key);
-        }
-        Self { index: !(best as u32), second: if second > 0 { !(second as u32) } else { 0 }, ..Self::NONE }
-    }
 
     /// Takes in a candidate, in any order.
     #[inline(always)]
@@ -90,25 +74,38 @@ pub(crate) struct Scratch {
     pub(crate) best: Vec<Best>,
 }
 
-impl Centers {
-    pub(crate) fn new(k: usize, d: usize, unit: bool) -> Self {
-        Self::with_kernel(Kernel::best(), k, d, unit)
+impl Default for Centers {
+    fn default() -> Self {
+        Self::with_kernel(Kernel::best())
     }
+}
 
-    pub(crate) fn with_kernel(kernel: &'static Kernel, k: usize, d: usize, unit: bool) -> Self {
-        let padded = k.next_multiple_of(kernel.keys);
-        let panels = if k < kernel.least { 0 } else { padded / kernel.keys * kernel.panel(d) };
+impl Centers {
+    pub(crate) fn with_kernel(kernel: &'static Kernel) -> Self {
         Self {
             kernel,
-            k,
-            d,
-            data: vec![0.0; k * d],
-            panels: Aligned::zeros(panels),
-            start: vec![f32::NEG_INFINITY; padded],
-            unit,
-            margin: Margin::new(d, kernel.packing().map_or(0.0, |packing| packing.underflow)),
+            k: 0,
+            d: 0,
+            data: Vec::new(),
+            panels: Aligned::default(),
+            start: Vec::new(),
+            unit: false,
+            margin: Margin::new(0, 0.0),
             slack: [0.0; 3],
         }
+    }
+
+    /// Makes room for `k` centroids of dimension `d`, which [`Centers::set`] then sets.
+    pub(crate) fn reset(&mut self, k: usize, d: usize, unit: bool) {
+        (self.k, self.d, self.unit) = (k, d, unit);
+        let kernel = self.kernel;
+        let padded = k.next_multiple_of(kernel.keys);
+        let panels = if self.few() { 0 } else { padded / kernel.keys * kernel.panel(d) };
+        self.panels = Aligned::zeros(panels);
+        self.data.resize(k * d, 0.0);
+        self.start.clear();
+        self.start.resize(padded, f32::NEG_INFINITY);
+        self.margin = Margin::new(d, kernel.packing().map_or(0.0, |packing| packing.underflow));
     }
 
     /// Whether single products take the place of panels: they give the second best for nothing.
@@ -122,6 +119,11 @@ impl Centers {
 
     pub(crate) fn rows(&self) -> &[f32] {
         &self.data
+    }
+
+    /// The kernel of this machine.
+    pub(crate) fn kernel(&self) -> &'static Kernel {
+        self.kernel
     }
 
     /// Replaces all centroids, rounded from f64.
@@ -310,17 +312,40 @@ impl Centers {
         );
     }
 
-    /// Scores all pairs, two rows at a time; the last row of an odd number stands for both.
+    /// Scores all pairs, a few rows at a time, and keeps the two best of each row.
     fn score_all(&self, (x, ld): (&[f32], usize), scratch: &mut Scratch) {
-        let (mut left, mut right) = ([0.0f32; FEW], [0.0f32; FEW]);
-        let (left, right) = (&mut left[..self.k], &mut right[..self.k]);
-        let last = scratch.best.len() - 1;
-        for (pair, best) in scratch.best.chunks_mut(2).enumerate() {
-            let row = |i: usize| &x[i * ld..i * ld + self.d];
-            let rows = [row(2 * pair), row(last.min(2 * pair + 1))];
-            self.kernel.scores(rows, &self.data, &self.start[..self.k], [&mut *left, &mut *right]);
-            best.iter_mut().zip([&*left, &*right]).for_each(|(best, scores)| *best = Best::of(scores));
+        let mut scores = [0.0f32; FEW * LANES];
+        let scores = &mut scores[..self.k * LANES];
+        for (group, best) in scratch.best.chunks_mut(LANES).enumerate() {
+            let x = (&x[group * LANES * ld..], ld);
+            self.kernel.scores(x, (best.len(), self.d), &self.data, &self.start[..self.k], scores);
+            simd::dispatch(
+                #[inline(always)]
+                || two_best(scores, best),
+            );
         }
+    }
+}
+
+/// The two best of the scores of a few rows, `[k][LANES]`: every centroid is compared with the best so far, all rows at
+/// once, so that nothing branches. Of equal scores the first is the best, and the next the second.
+#[inline(always)]
+fn two_best(scores: &[f32], out: &mut [Best]) {
+    let (mut best, mut second) = ([f32::NEG_INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    let (mut at, mut second_at) = ([0u32; LANES], [0u32; LANES]);
+    for (key, scores) in (0u32..).zip(scores.chunks_exact(LANES)) {
+        for l in 0..LANES {
+            let first = scores[l] > best[l];
+            let (lower, lower_at) = if first { (best[l], at[l]) } else { (scores[l], key) };
+            let beats = first | (lower > second[l]);
+            second[l] = if beats { lower } else { second[l] };
+            second_at[l] = if beats { lower_at } else { second_at[l] };
+            best[l] = if first { scores[l] } else { best[l] };
+            at[l] = if first { key } else { at[l] };
+        }
+    }
+    for (l, out) in out.iter_mut().enumerate() {
+        *out = Best { index: at[l], score: best[l], second: second_at[l], second_score: second[l] };
     }
 }
 
@@ -331,13 +356,14 @@ fn up(x: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::points::squared_distance_inline, *};
     use consonance_testkit::data;
 
     /// The two best centroids of every row, for a kernel, with and without a hint of the last round's.
     fn found(kernel: &'static Kernel, x: &[f32], c: &[f32], d: usize, hint: bool) -> Vec<(u32, u32)> {
         let (n, k) = (x.len() / d, c.len() / d);
-        let mut centers = Centers::with_kernel(kernel, k, d, false);
+        let mut centers = Centers::with_kernel(kernel);
+        centers.reset(k, d, false);
         centers.set(&data::widen(c));
         let mut sizes = vec![[0.0; 2]; n];
         centers.measure((x, d), &mut sizes);
@@ -435,6 +461,21 @@ mod tests {
             let mut x = data::normal(45, d, 6);
             x.chunks_mut(d).zip(c.chunks(d)).step_by(2).for_each(|(x, c)| x.copy_from_slice(c));
             all_kernels_agree(&x, &c, d, "twins");
+        }
+    }
+
+    #[test]
+    fn every_kernel_gives_the_bits_of_the_plain_distances() {
+        for d in [1, 7, 8, 9, 15, 16, 17, 24, 100, 128, 131] {
+            let (x, c) = (data::normal(20, d, 8), data::normal(2, d, 9));
+            let wide = data::widen(&c);
+            for kernel in Kernel::all() {
+                for x in x.chunks(d) {
+                    let found = kernel.distances(x, [&wide[..d], &wide[d..]]);
+                    let plain = [&c[..d], &c[d..]].map(|c| squared_distance_inline(x, c));
+                    assert_eq!(found.map(f64::to_bits), plain.map(f64::to_bits), "{}, {d}", kernel.name);
+                }
+            }
         }
     }
 

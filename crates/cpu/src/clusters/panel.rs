@@ -7,6 +7,7 @@
 
 use std::sync::LazyLock;
 
+use super::points::squared_distances_inline;
 use crate::screen::{self, Armed};
 use crate::simd::dot_inline;
 
@@ -16,7 +17,8 @@ pub(crate) const BLOCK: usize = 256;
 pub(crate) const LD: usize = BLOCK + 16;
 /// The most rows of a group.
 pub(crate) const MAX_ROWS: usize = 32;
-const LANES: usize = 16;
+/// Rows whose scores lie side by side, and lanes of a vector.
+pub(crate) const LANES: usize = 16;
 
 /// The largest sums of a row so far.
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +63,13 @@ pub(super) type Sums =
 pub(super) type Scan =
     unsafe fn(usize, &[f32], (&mut [Tops], &[f32]), (u32, u32), found: &mut Vec<Candidate>);
 
-/// Two rows of one length; centroids; their starts; their scores with each row.
-pub(super) type Scores = unsafe fn([&[f32]; 2], &[f32], start: &[f32], [&mut [f32]; 2]);
+/// Rows and the distance between them; their number, up to [`LANES`], and dimension; centroids; their starts; the
+/// scores, those of one centroid with all rows side by side: `[start.len()][LANES]`.
+pub(super) type Scores =
+    unsafe fn((&[f32], usize), (usize, usize), c: &[f32], start: &[f32], out: &mut [f32]);
+
+/// A row; two centroids; their squared distances.
+pub(super) type Distances = unsafe fn(&[f32], [&[f64]; 2]) -> [f64; 2];
 
 /// One set of functions compiled for one instruction set.
 pub(crate) struct Kernel {
@@ -83,6 +90,7 @@ pub(crate) struct Kernel {
     pub(super) scan_two: Scan,
     pub(super) scan_known: Scan,
     pub(super) scores: Scores,
+    pub(super) distances: Distances,
 }
 
 /// A thread that is ready to call a kernel.
@@ -121,16 +129,27 @@ impl Kernel {
         self.packing().map_or(dim * self.keys, |packing| packing.query_panel(dim))
     }
 
-    /// The scores that decide, of two rows with all centroids `c`: ⟨x, c⟩ with the bits of
-    /// [`crate::simd::dot_inline`], plus the start.
+    /// The scores that decide, of `n` rows of dimension `d`, up to [`LANES`] of them `ld` apart, with all centroids
+    /// `c`: ⟨x, c⟩ with the bits of [`crate::simd::dot_inline`], plus the start. `out` is `[start.len()][LANES]`.
     #[inline]
-    pub(crate) fn scores(&self, x: [&[f32]; 2], c: &[f32], start: &[f32], out: [&mut [f32]; 2]) {
-        let (d, k) = (x[0].len(), start.len());
-        assert!(d > 0 && x[1].len() == d && c.len() == k * d, "scores: lengths differ");
-        assert!(out[0].len() == k && out[1].len() == k, "scores: no room");
-        // SAFETY: a kernel is only handed out when this machine has its instructions (`all`), and the assertions
-        // above are the lengths that it reads and writes.
-        unsafe { (self.scores)(x, c, start, out) }
+    pub(crate) fn scores(
+        &self,
+        (x, ld): (&[f32], usize),
+        (n, d): (usize, usize),
+        c: &[f32],
+        start: &[f32],
+        out: &mut [f32],
+    ) {
+        assert!((1..=LANES).contains(&n) && !start.is_empty(), "scores: too many rows, or none");
+        // SAFETY: a kernel is only handed out when this machine has its instructions (`all`).
+        unsafe { (self.scores)((x, ld), (n, d), c, start, out) }
+    }
+
+    /// ‖x − c‖² for two centroids, with the bits of [`super::points::squared_distance_inline`].
+    #[inline]
+    pub(crate) fn distances(&self, x: &[f32], centers: [&[f64]; 2]) -> [f64; 2] {
+        // SAFETY: a kernel is only handed out when this machine has its instructions (`all`).
+        unsafe { (self.distances)(x, centers) }
     }
 
     /// Makes this thread ready.
@@ -256,13 +275,20 @@ static PORTABLE: Kernel = Kernel {
     scan_two: scan_portable::<2>,
     scan_known: scan_portable::<0>,
     scores: scores_inline,
+    distances: squared_distances_inline,
 };
 
 #[inline(always)]
-fn scores_inline(x: [&[f32]; 2], c: &[f32], start: &[f32], out: [&mut [f32]; 2]) {
-    for (x, out) in x.into_iter().zip(out) {
-        for ((c, start), out) in c.chunks_exact(x.len()).zip(start).zip(out) {
-            *out = dot_inline(x, c) + start;
+fn scores_inline(
+    (x, ld): (&[f32], usize),
+    (n, d): (usize, usize),
+    c: &[f32],
+    start: &[f32],
+    out: &mut [f32],
+) {
+    for (i, x) in x.chunks(ld).take(n).enumerate() {
+        for ((c, start), out) in c.chunks_exact(d).zip(start).zip(out.chunks_exact_mut(LANES)) {
+            out[i] = dot_inline(&x[..d], c) + start;
         }
     }
 }

@@ -100,6 +100,35 @@ pub(crate) fn squared_distance_inline(x: &[f32], c: &[f32]) -> f64 {
         let difference = f64::from(*x) - f64::from(*c);
         *lane = difference.mul_add(difference, *lane);
     }
+    fold(lanes)
+}
+
+/// ‖x − c‖² for two centroids, with the bits of [`squared_distance_inline`].
+#[inline(always)]
+pub(crate) fn squared_distances_inline(x: &[f32], [a, b]: [&[f64]; 2]) -> [f64; 2] {
+    let n = x.len().min(a.len()).min(b.len());
+    let whole = n / LANES * LANES;
+    let (mut left, mut right) = ([0.0f64; LANES], [0.0f64; LANES]);
+    let centers = a[..whole].chunks_exact(LANES).zip(b[..whole].chunks_exact(LANES));
+    for (x, (a, b)) in x[..whole].chunks_exact(LANES).zip(centers) {
+        for i in 0..LANES {
+            let x = f64::from(x[i]);
+            let (to_a, to_b) = (x - a[i], x - b[i]);
+            left[i] = to_a.mul_add(to_a, left[i]);
+            right[i] = to_b.mul_add(to_b, right[i]);
+        }
+    }
+    for (i, x) in x[whole..n].iter().enumerate() {
+        let (to_a, to_b) = (f64::from(*x) - a[whole + i], f64::from(*x) - b[whole + i]);
+        left[i] = to_a.mul_add(to_a, left[i]);
+        right[i] = to_b.mul_add(to_b, right[i]);
+    }
+    [fold(left), fold(right)]
+}
+
+/// Halves are added until one lane is left.
+#[inline(always)]
+fn fold(mut lanes: [f64; LANES]) -> f64 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {

@@ -16,6 +16,9 @@ pub(crate) struct Segments {
 impl Segments {
     /// Groups by a stable counting sort; labels need be neither sorted nor contiguous, nor start at 0.
     pub(crate) fn by_label(labels: &[u32]) -> Self {
+        if labels.is_sorted() {
+            return Self::runs(labels);
+        }
         let highest = labels.iter().copied().max().unwrap_or(0) as usize;
         // A table over the labels when they are dense enough for it, else a search among the distinct ones.
         if highest <= 8 * labels.len() + 1024 {
@@ -46,6 +49,24 @@ impl Segments {
             members: (0..rows as u32).collect(),
             class_of: vec![0; rows],
         }
+    }
+
+    /// Classes that already lie one after the other.
+    fn runs(labels: &[u32]) -> Self {
+        let rows = labels.len();
+        let mut all = Self {
+            labels: Vec::new(),
+            offsets: vec![0],
+            members: (0..rows as u32).collect(),
+            class_of: vec![0; rows],
+        };
+        for (class, run) in (0u32..).zip(labels.chunk_by(|a, b| a == b)) {
+            let first = all.offsets[all.labels.len()];
+            all.class_of[first..first + run.len()].fill(class);
+            all.labels.push(run[0]);
+            all.offsets.push(first + run.len());
+        }
+        all
     }
 
     fn from_classes(labels: Vec<u32>, class_of: Vec<u32>) -> Self {
@@ -93,5 +114,16 @@ mod tests {
             assert_eq!(s.members, [1, 3, 5, 0, 2, 4]);
             assert_eq!(s.class_of, [1, 0, 1, 0, 2, 0]);
         }
+    }
+
+    #[test]
+    fn sorted_labels_group_as_unsorted_ones() {
+        let labels = [0, 0, 3, 3, 3, 9, 10, 10, u32::MAX];
+        let s = Segments::by_label(&labels);
+        assert_eq!(s.labels, [0, 3, 9, 10, u32::MAX]);
+        assert_eq!(s.offsets, [0, 2, 5, 6, 8, 9]);
+        assert_eq!(s.members, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(s.class_of, [0, 0, 1, 1, 1, 2, 3, 3, 4]);
+        assert!(Segments::by_label(&[]).labels.is_empty());
     }
 }

@@ -1,16 +1,18 @@
 //! AVX-512 and AVX2 kernels.
 
 use std::arch::x86_64::{
-    __m128, __m512, _CMP_EQ_OQ, _CMP_GE_OQ, _mm_add_ps, _mm_castpd_ps, _mm_castps_pd, _mm_loadu_ps,
-    _mm_shuffle_ps, _mm_storeu_ps, _mm_unpackhi_pd, _mm_unpacklo_pd, _mm256_add_ps, _mm256_castpd_ps,
-    _mm256_castps256_ps128, _mm256_cmp_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_movemask_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_castps_pd, _mm512_castps512_ps256,
-    _mm512_cmp_ps_mask, _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_mov_ps,
-    _mm512_mask3_fmadd_ps, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_reduce_max_ps,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512, _CMP_EQ_OQ, _CMP_GE_OQ, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_unpackhi_pd, _mm256_add_pd,
+    _mm256_castpd256_pd128, _mm256_cmp_ps, _mm256_extractf128_pd, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_movemask_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_pd, _mm512_add_ps, _mm512_castpd_ps,
+    _mm512_castpd512_pd256, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_cmp_ps_mask, _mm512_cvtps_pd,
+    _mm512_extractf64x4_pd, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_mov_ps,
+    _mm512_mask3_fmadd_ps, _mm512_maskz_loadu_pd, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_reduce_max_ps, _mm512_set1_ps, _mm512_setzero_pd, _mm512_setzero_ps, _mm512_shuffle_f32x4,
+    _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_sub_pd, _mm512_unpackhi_pd, _mm512_unpacklo_pd,
 };
 
 use super::{BLOCK, Candidate, Kernel, LANES, LD, Tops, scores_inline};
+use crate::clusters::points::squared_distances_inline;
 
 /// 12 rows × 32 centroids: 24 of the 32 registers hold sums.
 static AVX512: Kernel = Kernel {
@@ -24,6 +26,7 @@ static AVX512: Kernel = Kernel {
     scan_two: scan_avx512::<2>,
     scan_known: scan_avx512::<0>,
     scores: scores_avx512,
+    distances: distances_avx512,
 };
 
 /// 6 rows × 16 centroids: 12 of the 16 registers hold sums.
@@ -38,6 +41,7 @@ static AVX2: Kernel = Kernel {
     scan_two: scan_avx2::<2>,
     scan_known: scan_avx2::<0>,
     scores: scores_avx2,
+    distances: distances_avx2,
 };
 
 /// The kernels whose instructions this machine has, the fastest first.
@@ -174,66 +178,124 @@ pub(in crate::clusters) fn scan_avx512<const BESTS: u8>(
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn scores_avx2(x: [&[f32]; 2], c: &[f32], start: &[f32], out: [&mut [f32]; 2]) {
-    scores_inline(x, c, start, out);
+fn scores_avx2(x: (&[f32], usize), shape: (usize, usize), c: &[f32], start: &[f32], out: &mut [f32]) {
+    scores_inline(x, shape, c, start, out);
 }
 
-/// Four centroids at a time with both rows: eight chains of additions instead of one.
+/// Four rows and four centroids at a time: 16 of the 32 registers hold sums. The last row and the last centroid stand
+/// for those that are missing.
 ///
 /// # Safety
-/// The machine has AVX-512F; both rows have one length and `c` as many rows of it as `start` and both of `out`
-/// have elements.
+/// The machine has AVX-512F.
 #[target_feature(enable = "avx512f,fma")]
-pub(in crate::clusters) unsafe fn scores_avx512(
-    x: [&[f32]; 2],
+pub(in crate::clusters) fn scores_avx512(
+    (x, ld): (&[f32], usize),
+    (n, d): (usize, usize),
     c: &[f32],
     start: &[f32],
-    mut out: [&mut [f32]; 2],
+    out: &mut [f32],
 ) {
-    let d = x[0].len();
-    let fours = start.len() / 4 * 4;
-    for k in (0..fours).step_by(4) {
-        let mut lanes = [[_mm512_setzero_ps(); 4]; 2];
-        // The mask is all ones but in the last step.
-        for at in (0..d).step_by(LANES) {
-            let mask = if d - at >= LANES { u16::MAX } else { (1 << (d - at)) - 1 };
-            // SAFETY: lanes below `d - at` lie inside the rows and the four centroids by the caller's contract;
-            // the others are not read.
-            let c: [_; 4] = std::array::from_fn(|j| unsafe {
-                _mm512_maskz_loadu_ps(mask, c.as_ptr().add((k + j) * d + at))
-            });
-            for (lanes, x) in lanes.iter_mut().zip(x) {
-                // SAFETY: as above.
-                let x = unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr().add(at)) };
-                for (lanes, c) in lanes.iter_mut().zip(c) {
-                    *lanes = _mm512_mask3_fmadd_ps(x, c, *lanes, mask);
+    let k = start.len();
+    for first in (0..n).step_by(4) {
+        // Closures given to functions of the standard library would not be compiled into this loop.
+        let row = |i: usize| &x[(first + i).min(n - 1) * ld..][..d];
+        let rows = [row(0), row(1), row(2), row(3)];
+        for key in (0..k).step_by(4) {
+            let center = |j: usize| &c[(key + j).min(k - 1) * d..][..d];
+            let centers = [center(0), center(1), center(2), center(3)];
+            let mut lanes = [[_mm512_setzero_ps(); 4]; 4];
+            // The mask is all ones but in the last step.
+            for at in (0..d).step_by(LANES) {
+                let mask = if d - at >= LANES { u16::MAX } else { (1 << (d - at)) - 1 };
+                // SAFETY: lanes below `d - at` lie inside the rows and centroids, slices of `d` elements; the others
+                // are not read.
+                let load = |x: &[f32]| unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr().add(at)) };
+                let c = [load(centers[0]), load(centers[1]), load(centers[2]), load(centers[3])];
+                for i in 0..4 {
+                    let x = load(rows[i]);
+                    for j in 0..4 {
+                        lanes[i][j] = _mm512_mask3_fmadd_ps(x, c[j], lanes[i][j], mask);
+                    }
                 }
             }
-        }
-        for (lanes, out) in lanes.into_iter().zip(&mut out) {
-            let (start, out) = (&start[k..k + 4], &mut out[k..k + 4]);
-            let sums = fold_4(lanes);
-            // SAFETY: four elements each.
-            unsafe { _mm_storeu_ps(out.as_mut_ptr(), _mm_add_ps(sums, _mm_loadu_ps(start.as_ptr()))) };
+            let mut sums = [0.0f32; LANES];
+            // SAFETY: 16 elements.
+            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), fold_16(lanes)) };
+            let out = out[key * LANES..].chunks_exact_mut(LANES);
+            for ((sums, start), out) in sums.chunks_exact(4).zip(&start[key..]).zip(out) {
+                out[first..first + 4].iter_mut().zip(sums).for_each(|(out, sum)| *out = sum + start);
+            }
         }
     }
-    let [first, second] = out;
-    let out = [&mut first[fours..], &mut second[fours..]];
-    scores_inline(x, &c[fours * d..], &start[fours..], out);
 }
 
-/// The sums of four times 16 lanes by the tree of `crate::simd`: halves are added until one is left.
+/// The sums of 16 times 16 lanes by the tree of `crate::simd`: halves are added until one is left. The input
+/// `lanes[i][j]` becomes element 4 j + i.
 #[target_feature(enable = "avx512f,fma")]
-fn fold_4(lanes: [__m512; 4]) -> __m128 {
-    let quarter = |lanes: __m512| {
-        let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(lanes)));
-        let eight = _mm256_add_ps(_mm512_castps512_ps256(lanes), upper);
-        _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight))
+fn fold_16(lanes: [[__m512; 4]; 4]) -> __m512 {
+    // Every step adds the halves of what is left of two registers, into one.
+    let eight = |a, b| {
+        let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
     };
-    let [a, b, c, d] = lanes.map(|lanes| _mm_castps_pd(quarter(lanes)));
-    let half = |a, b| _mm_add_ps(_mm_castpd_ps(_mm_unpacklo_pd(a, b)), _mm_castpd_ps(_mm_unpackhi_pd(a, b)));
-    let (ab, cd) = (half(a, b), half(c, d));
-    _mm_add_ps(_mm_shuffle_ps::<0b10_00_10_00>(ab, cd), _mm_shuffle_ps::<0b11_01_11_01>(ab, cd))
+    let four = |a, b| {
+        let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+    };
+    let two = |a, b| {
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    };
+    let one = |a, b| {
+        let low = _mm512_shuffle_ps::<0b10_00_10_00>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
+    };
+    // Each quarter holds four lanes of one centroid.
+    let quarters = |[a, b, c, d]: [__m512; 4]| four(eight(a, b), eight(c, d));
+    let [a, b, c, d] = lanes;
+    one(two(quarters(a), quarters(b)), two(quarters(c), quarters(d)))
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn distances_avx2(x: &[f32], centers: [&[f64]; 2]) -> [f64; 2] {
+    squared_distances_inline(x, centers)
+}
+
+/// Lanes 0 to 7 of each sum in one register, 8 to 15 in another.
+///
+/// # Safety
+/// The machine has AVX-512F.
+#[target_feature(enable = "avx512f,fma")]
+pub(in crate::clusters) fn distances_avx512(x: &[f32], centers: [&[f64]; 2]) -> [f64; 2] {
+    let d = x.len();
+    let (a, b) = (&centers[0][..d], &centers[1][..d]);
+    let mut lanes = [[_mm512_setzero_pd(); 2]; 2];
+    for step in (0..d).step_by(LANES) {
+        for (half, lanes) in lanes.iter_mut().enumerate() {
+            // The mask is all ones but at the end; the lanes that it leaves out add 0.
+            let at = step + half * (LANES / 2);
+            let mask = if at + LANES / 2 <= d { u8::MAX } else { (1 << d.saturating_sub(at)) - 1 };
+            // SAFETY: lanes below `d - at` lie inside the row and the centroids, slices of `d` elements; the others
+            // are not read, and pointers beyond the end are only computed.
+            let (x, a, b) = unsafe {
+                let x = _mm512_maskz_loadu_ps(u16::from(mask), x.as_ptr().wrapping_add(at));
+                let a = _mm512_maskz_loadu_pd(mask, a.as_ptr().wrapping_add(at));
+                (x, a, _mm512_maskz_loadu_pd(mask, b.as_ptr().wrapping_add(at)))
+            };
+            let x = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+            let (to_a, to_b) = (_mm512_sub_pd(x, a), _mm512_sub_pd(x, b));
+            lanes[0] = _mm512_fmadd_pd(to_a, to_a, lanes[0]);
+            lanes[1] = _mm512_fmadd_pd(to_b, to_b, lanes[1]);
+        }
+    }
+    let fold = |low, high| {
+        let eight = _mm512_add_pd(low, high);
+        let four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd::<1>(eight));
+        let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+        _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+    };
+    [fold(lanes[0][0], lanes[1][0]), fold(lanes[0][1], lanes[1][1])]
 }
 
 scan!(
