@@ -42,7 +42,10 @@ static AMX: Kernel = Kernel {
 
 /// The kernel, when this machine has the unit and the system lets this process use it.
 pub(super) fn available() -> Option<&'static Kernel> {
-    let vectors = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
+    let vectors = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("fma");
     (vectors && amx::available()).then_some(&AMX)
 }
 
