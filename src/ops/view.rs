@@ -4,7 +4,7 @@
 //! view are honored, every other layout (a transpose, a broadcast) is made contiguous once. The backend borrows
 //! the elements for as long as the [`Guard`] lives:
 //!
-//! ```ignore
+//! ```text
 //! let queries = Matrix::new(OP, "queries", queries)?;
 //! let guard = queries.lock();
 //! let rows: consonance_cpu::Rows = guard.rows()?;
