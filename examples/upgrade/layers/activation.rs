@@ -94,8 +94,7 @@ pub(crate) fn activate(
         simd::dispatch(
             #[inline(always)]
             || {
-                // Without the attribute on every closure the loops would be compiled for the baseline, where a fused
-                // multiplication is a call.
+                // Every closure has the attribute: one that is not inlined would be compiled for the baseline.
                 if pool {
                     for_windows(
                         shape,
