@@ -7,6 +7,7 @@
 mod error;
 #[cfg(feature = "candle")]
 mod files;
+pub mod cuda;
 pub mod kernels;
 #[cfg(feature = "candle")]
 mod ops;

@@ -1,0 +1,47 @@
+//! What can go wrong on a device.
+
+/// An error of a kernel's wrapper, in words that say how to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A shape, a range or a value that the kernels refuse.
+    #[error(transparent)]
+    Argument(#[from] consonance_cpu::Error),
+    /// This build or this device has no code for a kernel.
+    #[error("{op}: no kernel `{kernel}` for this device: {reason}")]
+    NoKernel {
+        /// The operation.
+        op: &'static str,
+        /// The kernel's name.
+        kernel: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// There is no CUDA device to run on.
+    #[error("no CUDA device: {reason}")]
+    NoDevice {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The device has no room for outputs or scratch.
+    #[error("{op}: out of device memory, {bytes} bytes were asked for; free some, or use fewer rows in a call")]
+    OutOfMemory {
+        /// The operation.
+        op: &'static str,
+        /// What was asked for.
+        bytes: usize,
+    },
+    /// A kernel could not be launched, or one launched before has failed.
+    #[error("{op}: kernel `{kernel}`: {reason}")]
+    Launch {
+        /// The operation.
+        op: &'static str,
+        /// The kernel's name.
+        kernel: String,
+        /// The driver's reason and what to do.
+        reason: String,
+    },
+}
+
+/// The result of a kernel's wrapper.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,264 @@
+//! What kernels run on, and what a launch is.
+
+use std::any::Any;
+use std::marker::PhantomData;
+
+use super::{Error, Result};
+
+/// Memory and launches of one device, in the order of the calls (one stream).
+///
+/// # Safety
+/// An implementation runs `launch`es, `upload`s and `download`s in the order of the calls, gives addresses aligned
+/// to at least 256 bytes, and keeps the memory of a [`Memory`] valid until its `owner` is dropped and everything
+/// launched before has run.
+pub unsafe trait Executor {
+    /// The limits that plans are made for.
+    fn limits(&self) -> Limits;
+
+    /// Memory with undefined content; at least one byte, also when none is asked for.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and errors of the driver.
+    fn allocate(&self, op: &'static str, bytes: usize) -> Result<Memory>;
+
+    /// Memory with this content.
+    ///
+    /// # Errors
+    /// As [`Executor::allocate`].
+    fn upload(&self, op: &'static str, bytes: &[u8]) -> Result<Memory>;
+
+    /// The content of the first `bytes.len()` bytes, after everything launched before. Waits for the device.
+    ///
+    /// # Errors
+    /// Errors of the driver, also those of earlier launches.
+    fn download(&self, op: &'static str, memory: &Memory, bytes: &mut [u8]) -> Result<()>;
+
+    /// Enqueues a kernel and returns without waiting.
+    ///
+    /// # Errors
+    /// [`Error::NoKernel`] when the device has no such kernel, [`Error::Launch`] when the driver refuses.
+    ///
+    /// # Safety
+    /// `launch.params` are the bytes of the struct that `launch.entry` takes, and every address in it is valid for
+    /// what the kernel reads and writes there under this grid.
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+}
+
+/// What a device allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Shared memory that one block may ask for, in bytes.
+    pub shared_bytes: u32,
+    /// Blocks in the first dimension of a grid; 65,535 in the other two.
+    pub grid: u32,
+}
+
+/// Memory of a device, freed on drop.
+pub struct Memory {
+    address: u64,
+    bytes: usize,
+    _owner: Box<dyn Any + Send>,
+}
+
+impl Memory {
+    /// Memory at `address` that lives as long as `owner`.
+    ///
+    /// # Safety
+    /// `owner` keeps `bytes` bytes at `address` of the device allocated.
+    pub unsafe fn new(address: u64, bytes: usize, owner: Box<dyn Any + Send>) -> Self {
+        Self { address, bytes, _owner: owner }
+    }
+
+    /// The device's address.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Memory({:#x}, {} bytes)", self.address, self.bytes)
+    }
+}
+
+/// One launch of one kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// The public operation, for errors.
+    pub op: &'static str,
+    /// The kernel file, `kernels/<family>.cu`.
+    pub family: &'static str,
+    /// The kernel's name.
+    pub entry: &'a str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block: what the kernel declares.
+    pub threads: u32,
+    /// Shared memory of a block, in bytes.
+    pub shared_bytes: u32,
+    /// The kernel's parameter struct, as bytes; aligned to 8.
+    pub params: &'a [u8],
+}
+
+/// A parameter struct of a kernel: the same layout as its namesake in `kernels/include/abi.h`.
+///
+/// # Safety
+/// `#[repr(C)]`, without padding, alignment at most 8, and equal to the C struct field by field.
+pub unsafe trait Params: bytemuck::NoUninit {
+    /// The name in `abi.h`.
+    const NAME: &'static str;
+}
+
+/// How floats are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32 bits.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper 16 bits of an `f32`.
+    BF16,
+}
+
+impl DType {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
+
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// The end of a kernel's name.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+        }
+    }
+}
+
+/// A matrix in the memory of a device: elements of a row are neighbors, rows are `stride` elements apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    address: u64,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    dtype: DType,
+    memory: PhantomData<&'a ()>,
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix in borrowed memory, `offset` elements behind its start.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the matrix does not fit into the memory or rows overlap.
+    pub fn new(
+        op: &'static str,
+        argument: &'static str,
+        memory: &'a Memory,
+        dtype: DType,
+        offset: usize,
+        [rows, cols, stride]: [usize; 3],
+    ) -> Result<Self> {
+        let elements = memory.bytes() / dtype.bytes();
+        let end = match rows {
+            0 => Some(offset),
+            _ => (rows - 1).checked_mul(stride).and_then(|last| last.checked_add(cols)?.checked_add(offset)),
+        };
+        if stride < cols && rows > 1 || end.is_none_or(|end| end > elements) {
+            let expected = format!("rows that do not overlap, within {elements} elements");
+            return Err(consonance_cpu::Error::shape(op, argument, &[rows, cols, stride], expected).into());
+        }
+        let address = memory.address() + (offset * dtype.bytes()) as u64;
+        Ok(Self { address, rows, cols, stride, dtype, memory: PhantomData })
+    }
+
+    /// A matrix at an address of the device.
+    ///
+    /// # Safety
+    /// During `'a` the device holds elements of `dtype` there: `rows` rows of `cols`, `stride` apart.
+    pub unsafe fn from_address(address: u64, dtype: DType, [rows, cols, stride]: [usize; 3]) -> Self {
+        Self { address, rows, cols, stride, dtype, memory: PhantomData }
+    }
+
+    /// The device's address of the first element.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Elements from one row to the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// How elements are stored.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+}
+
+/// The one place from which kernels are launched.
+///
+/// # Errors
+/// [`Error::Launch`] for a grid beyond the device's limits, and the errors of [`Executor::launch`].
+///
+/// # Safety
+/// As [`Executor::launch`]: `params` is what `entry` takes and its addresses are valid.
+pub(super) unsafe fn launch<P: Params>(
+    executor: &dyn Executor,
+    (op, family, entry): (&'static str, &'static str, &str),
+    grid: [u64; 3],
+    (threads, shared_bytes): (u32, u32),
+    params: &P,
+) -> Result<()> {
+    if grid.contains(&0) {
+        return Ok(());
+    }
+    let limits = executor.limits();
+    let allowed = [u64::from(limits.grid), 65_535, 65_535];
+    if grid.iter().zip(allowed).any(|(got, most)| *got > most) || shared_bytes > limits.shared_bytes {
+        return Err(Error::Launch {
+            op,
+            kernel: entry.to_owned(),
+            reason: format!(
+                "a grid of {grid:?} blocks with {shared_bytes} bytes of shared memory each is past the device's \
+                 {allowed:?} and {}; use fewer rows in a call",
+                limits.shared_bytes
+            ),
+        });
+    }
+    let launch = Launch {
+        op,
+        family,
+        entry,
+        grid: grid.map(|blocks| blocks as u32),
+        threads,
+        shared_bytes,
+        params: bytemuck::bytes_of(params),
+    };
+    // SAFETY: passed on to the caller.
+    unsafe { executor.launch(&launch) }
+}

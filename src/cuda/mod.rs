@@ -1,0 +1,13 @@
+//! Safe wrappers of the kernels: validate, allocate, launch. No Candle here.
+//!
+//! The wrappers do not know what they run on: an [`Executor`] allocates memory and launches kernels by name. On a
+//! GPU that is a CUDA stream (the feature `cuda`); in the tests it is also `crates/simt`, which runs the same
+//! kernels on the CPU, so that validation, planning and the kernels themselves are proven without a GPU.
+
+mod error;
+mod executor;
+
+pub use error::{Error, Result};
+pub use executor::{DType, Executor, Launch, Limits, Matrix, Memory, Params};
+
+use executor::launch;
