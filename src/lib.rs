@@ -3,11 +3,11 @@
 //!
 //! The operations take and return Candle tensors, run on the CPU, and never write a query × key matrix.
 
+pub mod cuda;
 #[cfg(feature = "candle")]
 mod error;
 #[cfg(feature = "candle")]
 mod files;
-pub mod cuda;
 pub mod kernels;
 #[cfg(feature = "candle")]
 mod ops;

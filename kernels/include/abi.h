@@ -1,6 +1,176 @@
 // The parameter structs of all kernels, shared with the host: `src/cuda/abi.rs` repeats them field by field, and a
 // test compares the sizes and offsets of both sides. Fields go from wide to narrow, so that there is no padding.
-// Addresses are 64-bit integers here, so that the layout is the same wherever the kernels are compiled.
+// Addresses are 64-bit integers here, so that the layout is the same wherever the kernels are compiled; 0 stands
+// for an array that is not there.
 #pragma once
 
 #include <cstdint>
+
+// How two rows are compared.
+constexpr uint32_t INNER_PRODUCT = 0;
+constexpr uint32_t COSINE = 1;
+constexpr uint32_t SQUARED_L2 = 2;
+
+// Queries of a tile in the kernels for many queries, and in those for few.
+constexpr uint32_t MANY_ROWS = 64;
+constexpr uint32_t FEW_ROWS = 16;
+// Keys of a tile.
+constexpr uint32_t TILE_KEYS = 64;
+// Threads of every tile kernel.
+constexpr uint32_t TILE_THREADS = 128;
+// Candidates that wait for their list, for each row.
+constexpr uint32_t RING = 32;
+// The most candidates that a list holds, and the most neighbors that one pass finds.
+constexpr uint32_t MAX_CAPACITY = 512;
+constexpr uint32_t MAX_PASS = 128;
+// The index of a place without a neighbor, and the row number in a status word when all rows are good.
+constexpr uint32_t NONE = 0xffffffffu;
+
+// What a search reads: matrices [rows, dim] with rows `stride` elements apart, and what restricts the pairs.
+struct Pairs {
+    uint64_t queries;
+    uint64_t keys;
+    // u32 query numbers of this launch, in the order of their labels when there are labels; else 0, 1, 2, …
+    uint64_t rows;
+    // u32: how many of `rows` count; else `row_limit`.
+    uint64_t row_count;
+    // u32 key numbers in the order of their labels.
+    uint64_t key_order;
+    // u32 by query and key number: only pairs of one label.
+    uint64_t query_labels;
+    uint64_t key_labels;
+    // u32 by query and key number: no pairs of one id.
+    uint64_t query_ids;
+    uint64_t key_ids;
+    // One bit a key number, in u32 words: only keys whose bit is set.
+    uint64_t allow;
+    uint64_t query_stride;
+    uint64_t key_stride;
+    // Rows that `rows` has room for, and keys in all.
+    uint32_t row_limit;
+    uint32_t keys_in_all;
+    uint32_t dim;
+    uint32_t metric;
+};
+
+// neighbors_rank_*, neighbors_exact_*: the best candidates of every row in every split of the keys.
+struct NeighborsRank {
+    Pairs pairs;
+    // Of the passes before, to search behind their last neighbor: f32 and u32 [queries, k].
+    uint64_t scores;
+    uint64_t indices;
+    // u64 entries [row_limit, splits * lists of a block, capacity], best first.
+    uint64_t lists;
+    // u32 [2]: the least number of a query and of a key that cannot be compared.
+    uint64_t status;
+    uint32_t k;
+    // Neighbors found by the passes before.
+    uint32_t found;
+    uint32_t capacity;
+    uint32_t splits;
+};
+
+// neighbors_finish_*: from candidates to neighbors, and whether they are proven.
+struct NeighborsFinish {
+    Pairs pairs;
+    uint64_t scores;
+    uint64_t indices;
+    uint64_t lists;
+    // u32 [row_limit]: 1 for a row whose neighbors are not proven.
+    uint64_t unproven;
+    uint32_t k;
+    uint32_t found;
+    // Neighbors of this pass.
+    uint32_t wanted;
+    uint32_t capacity;
+    // Lists of a row.
+    uint32_t lists_of_row;
+    // 1 when the candidates come from neighbors_exact_*, whose scores need no proof.
+    uint32_t exact;
+};
+
+// neighbors_unproven: the numbers of the rows that are not proven, in their order.
+struct NeighborsUnproven {
+    uint64_t unproven;
+    // As in Pairs.
+    uint64_t rows;
+    uint64_t row_count;
+    // u32 [row_limit] and u32: the rows that are left, and how many.
+    uint64_t left;
+    uint64_t left_count;
+    uint32_t row_limit;
+    uint32_t reserved;
+};
+
+// neighbors_gradient_queries_*, neighbors_gradient_keys_*: gradients of the scores, the neighbors held fixed.
+struct NeighborsGradient {
+    uint64_t queries;
+    uint64_t keys;
+    // f32 and u32 [queries, k]: gradients of the scores, and the neighbors.
+    uint64_t upstream;
+    uint64_t indices;
+    // f32 [queries, dim] or [keys, dim].
+    uint64_t gradient;
+    uint64_t query_stride;
+    uint64_t key_stride;
+    uint32_t query_count;
+    uint32_t key_count;
+    uint32_t dim;
+    uint32_t metric;
+    uint32_t k;
+    uint32_t reserved;
+};
+
+// neighbors_bits: from a byte a key to a bit a key.
+struct NeighborsBits {
+    // u8 [count].
+    uint64_t mask;
+    // u32 [ceil(count / 32)].
+    uint64_t bits;
+    uint32_t count;
+    uint32_t reserved;
+};
+
+// segments_*: one pass of a stable radix sort of numbers by their labels, 8 bits a pass.
+struct SegmentsSort {
+    // u32 by number.
+    uint64_t labels;
+    // u32 [count]: numbers before the pass (or 0, 1, 2, … without), and after it.
+    uint64_t from;
+    uint64_t to;
+    // u32 [SORT_DIGITS, blocks].
+    uint64_t counts;
+    uint32_t count;
+    uint32_t shift;
+    uint32_t blocks;
+    uint32_t reserved;
+};
+
+// Numbers that a block sorts, and values of a digit.
+constexpr uint32_t SORT_ITEMS = 2048;
+constexpr uint32_t SORT_DIGITS = 256;
+
+// ranking_*: ranks by counting. `pairs` has neither labels nor ids here.
+struct RankingCount {
+    Pairs pairs;
+    // u32 by query and by gallery item; an item labeled NONE is in no list.
+    uint64_t query_labels;
+    uint64_t item_labels;
+    uint64_t query_ids;
+    uint64_t item_ids;
+    // u64 [queries + 1]: where a query's relevant items start.
+    uint64_t offsets;
+    // u32 [offsets of the end]: the relevant items, in any order.
+    uint64_t items;
+    // u64, as many: their entries as they come, and best first.
+    uint64_t unsorted;
+    uint64_t entries;
+    // u32, as many: irrelevant items between a relevant item and the one before it, and by how much more there are
+    // when items of equal scores count as well (modulo 2³²).
+    uint64_t between;
+    uint64_t ties;
+    // u32 [2]: the least number of a query and of an item that cannot be compared.
+    uint64_t status;
+    uint32_t splits;
+    uint32_t reserved;
+};

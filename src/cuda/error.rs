@@ -7,6 +7,21 @@ pub enum Error {
     /// A shape, a range or a value that the kernels refuse.
     #[error(transparent)]
     Argument(#[from] consonance_cpu::Error),
+    /// A row that cannot be compared, found by a kernel.
+    #[error(
+        "{op}: `{argument}` row {row} cannot be compared: it is not finite{}, or so large that a score could \
+         overflow; drop the row or mend the model that produced it", if *cosine { ", or of norm zero" } else { "" }
+    )]
+    Row {
+        /// The operation.
+        op: &'static str,
+        /// The argument's name.
+        argument: &'static str,
+        /// The first offending row.
+        row: usize,
+        /// Whether a norm of zero is among the reasons.
+        cosine: bool,
+    },
     /// This build or this device has no code for a kernel.
     #[error("{op}: no kernel `{kernel}` for this device: {reason}")]
     NoKernel {
@@ -24,7 +39,9 @@ pub enum Error {
         reason: String,
     },
     /// The device has no room for outputs or scratch.
-    #[error("{op}: out of device memory, {bytes} bytes were asked for; free some, or use fewer rows in a call")]
+    #[error(
+        "{op}: out of device memory, {bytes} bytes were asked for; free some, or use fewer rows in a call"
+    )]
     OutOfMemory {
         /// The operation.
         op: &'static str,

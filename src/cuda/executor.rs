@@ -220,6 +220,51 @@ impl<'a> Matrix<'a> {
     }
 }
 
+/// `u32` or `f32` numbers in the memory of a device.
+#[derive(Debug, Clone, Copy)]
+pub struct Words<'a> {
+    address: u64,
+    len: usize,
+    memory: PhantomData<&'a ()>,
+}
+
+impl<'a> Words<'a> {
+    /// The first `len` words of borrowed memory.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the memory is shorter.
+    pub fn new(op: &'static str, argument: &'static str, memory: &'a Memory, len: usize) -> Result<Self> {
+        if len > memory.bytes() / 4 {
+            let expected = format!("at most {} words", memory.bytes() / 4);
+            return Err(consonance_cpu::Error::shape(op, argument, &[len], expected).into());
+        }
+        Ok(Self { address: memory.address(), len, memory: PhantomData })
+    }
+
+    /// Words at an address of the device.
+    ///
+    /// # Safety
+    /// During `'a` the device holds `len` words there, at a multiple of 4.
+    pub unsafe fn from_address(address: u64, len: usize) -> Self {
+        Self { address, len, memory: PhantomData }
+    }
+
+    /// The device's address of the first word.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Number of words.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
 /// The one place from which kernels are launched.
 ///
 /// # Errors

@@ -4,10 +4,14 @@
 //! GPU that is a CUDA stream (the feature `cuda`); in the tests it is also `crates/simt`, which runs the same
 //! kernels on the CPU, so that validation, planning and the kernels themselves are proven without a GPU.
 
+pub mod abi;
 mod error;
 mod executor;
+pub mod neighbors;
+mod rows;
+mod scratch;
+pub mod segments;
 
 pub use error::{Error, Result};
-pub use executor::{DType, Executor, Launch, Limits, Matrix, Memory, Params};
-
-use executor::launch;
+pub use executor::{DType, Executor, Launch, Limits, Matrix, Memory, Params, Words};
+pub use segments::Order;

@@ -1,0 +1,174 @@
+//! The parameter structs of `kernels/include/abi.h`, field by field. `tests/abi.rs` compares both sides.
+
+use bytemuck::NoUninit;
+
+use consonance_cpu::neighbors::Metric;
+
+use super::Params;
+
+/// Bytes of a row in a slab of shared memory.
+pub const SLAB_BYTES: usize = 128;
+
+/// Queries of a tile in the kernels for many queries.
+pub const MANY_ROWS: usize = 64;
+/// Queries of a tile in the kernels for few.
+pub const FEW_ROWS: usize = 16;
+/// Keys of a tile.
+pub const TILE_KEYS: usize = 64;
+/// Threads of every tile kernel.
+pub const TILE_THREADS: usize = 128;
+/// Candidates that wait for their list, for each row.
+pub const RING: usize = 32;
+/// The most candidates that a list holds.
+pub const MAX_CAPACITY: usize = 512;
+/// The most neighbors that one pass finds.
+pub const MAX_PASS: usize = 128;
+/// Numbers that a block sorts.
+pub const SORT_ITEMS: usize = 2048;
+/// Values of a digit.
+pub const SORT_DIGITS: usize = 256;
+
+/// A metric's number.
+pub(super) fn metric(metric: Metric) -> u32 {
+    match metric {
+        Metric::InnerProduct => 0,
+        Metric::Cosine => 1,
+        Metric::SquaredL2 => 2,
+    }
+}
+
+macro_rules! params {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? })*) => {
+        $(
+            $(#[$doc])*
+            #[allow(missing_docs, reason = "abi.h documents the fields")]
+            #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, NoUninit)]
+            #[repr(C)]
+            pub struct $name { $(pub $field: $type),* }
+
+            // SAFETY: `repr(C)`; `NoUninit` proves that there is no padding; fields are as in abi.h, which the test
+            // of sizes and offsets confirms.
+            unsafe impl Params for $name {
+                const NAME: &'static str = stringify!($name);
+            }
+
+            impl $name {
+                /// Each field's name and offset in bytes.
+                pub const FIELDS: &'static [(&'static str, usize)] =
+                    &[$((stringify!($field), std::mem::offset_of!($name, $field))),*];
+            }
+        )*
+        /// Name, size and fields of every struct.
+        pub const STRUCTS: &[(&str, usize, &[(&str, usize)])] =
+            &[$((stringify!($name), size_of::<$name>(), $name::FIELDS)),*];
+    };
+}
+
+params! {
+    /// What a search reads.
+    Pairs {
+        queries: u64,
+        keys: u64,
+        rows: u64,
+        row_count: u64,
+        key_order: u64,
+        query_labels: u64,
+        key_labels: u64,
+        query_ids: u64,
+        key_ids: u64,
+        allow: u64,
+        query_stride: u64,
+        key_stride: u64,
+        row_limit: u32,
+        keys_in_all: u32,
+        dim: u32,
+        metric: u32,
+    }
+    /// `neighbors_rank_*`, `neighbors_refine_*`, `neighbors_exact_*`.
+    NeighborsRank {
+        pairs: Pairs,
+        scores: u64,
+        indices: u64,
+        lists: u64,
+        status: u64,
+        k: u32,
+        found: u32,
+        capacity: u32,
+        splits: u32,
+    }
+    /// `neighbors_finish_*`.
+    NeighborsFinish {
+        pairs: Pairs,
+        scores: u64,
+        indices: u64,
+        lists: u64,
+        unproven: u64,
+        k: u32,
+        found: u32,
+        wanted: u32,
+        capacity: u32,
+        lists_of_row: u32,
+        exact: u32,
+    }
+    /// `neighbors_unproven`.
+    NeighborsUnproven {
+        unproven: u64,
+        rows: u64,
+        row_count: u64,
+        left: u64,
+        left_count: u64,
+        row_limit: u32,
+        reserved: u32,
+    }
+    /// `neighbors_gradient_*`.
+    NeighborsGradient {
+        queries: u64,
+        keys: u64,
+        upstream: u64,
+        indices: u64,
+        gradient: u64,
+        query_stride: u64,
+        key_stride: u64,
+        query_count: u32,
+        key_count: u32,
+        dim: u32,
+        metric: u32,
+        k: u32,
+        reserved: u32,
+    }
+    /// `neighbors_bits`.
+    NeighborsBits {
+        mask: u64,
+        bits: u64,
+        count: u32,
+        reserved: u32,
+    }
+    /// `segments_*`.
+    SegmentsSort {
+        labels: u64,
+        from: u64,
+        to: u64,
+        counts: u64,
+        count: u32,
+        shift: u32,
+        blocks: u32,
+        reserved: u32,
+    }
+    /// `ranking_*`.
+    RankingCount {
+        pairs: Pairs,
+        query_labels: u64,
+        item_labels: u64,
+        query_ids: u64,
+        item_ids: u64,
+        offsets: u64,
+        items: u64,
+        unsorted: u64,
+        entries: u64,
+        between: u64,
+        ties: u64,
+        status: u64,
+        splits: u32,
+        reserved: u32,
+    }
+}
