@@ -8,6 +8,7 @@ pub mod abi;
 mod error;
 mod executor;
 pub mod neighbors;
+pub mod ranking;
 mod rows;
 mod scratch;
 pub mod segments;

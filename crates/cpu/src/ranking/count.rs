@@ -34,6 +34,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// The place behind `ahead` items and before `behind` items of the same score.
+    pub(super) fn new(entry: u64, ahead: u64, behind: u64) -> Self {
+        Self { entry, nearer: ahead, before: 0, behind }
+    }
+
     /// The rank, from 1.
     pub(super) fn rank(&self) -> u64 {
         self.nearer + self.before + 1

@@ -7,6 +7,7 @@
 //! are therefore exact for these scores and do not depend on tiles, threads or the other queries.
 
 mod count;
+mod elsewhere;
 mod roles;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,8 @@ use crate::screen::Kernel;
 use crate::{Error, Result, Rows};
 use count::{Counter, Place};
 use roles::Roles;
+
+pub use elsewhere::{Counts, Relevant};
 
 /// The label of junk items, which are taken out of every list: what label −1 means in the layout of Market-1501.
 pub const JUNK: u32 = u32::MAX;
@@ -81,6 +84,35 @@ impl<'a> Options<'a> {
             keep_ranks: false,
         }
     }
+
+    /// Checks the lengths of labels, cameras and ids for so many queries and items, and the variant.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] and [`Error::Range`].
+    pub fn check(&self, queries: usize, gallery: usize) -> Result<()> {
+        if self.variant == (ApVariant::AtK { k: 0 }) {
+            return Err(Error::range(OP, "k", 0, "at least 1"));
+        }
+        let pairs = [
+            ("query_labels", "gallery_labels", Some((self.query_labels, self.gallery_labels))),
+            ("query_cameras", "gallery_cameras", self.cameras),
+            ("query_ids", "gallery_ids", self.ids),
+        ];
+        for (left, right, values) in pairs {
+            let Some((q, g)) = values else { continue };
+            for (argument, got, expected) in [(left, q.len(), queries), (right, g.len(), gallery)] {
+                if got != expected {
+                    return Err(Error::shape(
+                        OP,
+                        argument,
+                        &[got],
+                        format!("[{expected}], one for each row"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What [`ranking`] found of every query.
@@ -137,6 +169,15 @@ impl Ranking {
             .collect()
     }
 
+    fn push(&mut self, row: Row, options: &Options<'_>) {
+        self.average_precision.push(row.average_precision);
+        self.first_hit.push(row.first_hit);
+        self.relevant.push(row.relevant);
+        if options.keep_ranks {
+            self.ranks.push(row.ranks);
+        }
+    }
+
     /// Whether each query's first item is relevant; `None` for a query without a relevant item. Two models' lists
     /// give the negative flips: queries right before and wrong after.
     pub fn top1(&self) -> Vec<Option<bool>> {
@@ -180,12 +221,7 @@ pub fn ranking(queries: &Rows<'_>, gallery: &Rows<'_>, options: &Options<'_>) ->
     };
     let mut ranking = Ranking::default();
     for row in blocks.into_iter().flatten() {
-        ranking.average_precision.push(row.average_precision);
-        ranking.first_hit.push(row.first_hit);
-        ranking.relevant.push(row.relevant);
-        if options.keep_ranks {
-            ranking.ranks.push(row.ranks);
-        }
+        ranking.push(row, options);
     }
     Ok(ranking)
 }
@@ -252,21 +288,6 @@ fn check(queries: &Rows<'_>, gallery: &Rows<'_>, options: &Options<'_>) -> Resul
     if gallery.rows() >= u32::MAX as usize || queries.rows() >= u32::MAX as usize {
         return Err(Error::range(OP, "gallery", gallery.rows(), "fewer than 2^32 - 1 rows on either side"));
     }
-    if options.variant == (ApVariant::AtK { k: 0 }) {
-        return Err(Error::range(OP, "k", 0, "at least 1"));
-    }
-    let pairs = [
-        ("query_labels", "gallery_labels", Some((options.query_labels, options.gallery_labels))),
-        ("query_cameras", "gallery_cameras", options.cameras),
-        ("query_ids", "gallery_ids", options.ids),
-    ];
-    for (left, right, values) in pairs {
-        let Some((q, g)) = values else { continue };
-        for (argument, got, expected) in [(left, q.len(), queries.rows()), (right, g.len(), gallery.rows())] {
-            if got != expected {
-                return Err(Error::shape(OP, argument, &[got], format!("[{expected}], one for each row")));
-            }
-        }
-    }
+    options.check(queries.rows(), gallery.rows())?;
     scoring::check_rows(OP, "queries", queries, options.metric)
 }
