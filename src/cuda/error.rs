@@ -58,6 +58,27 @@ pub enum Error {
         /// The driver's reason and what to do.
         reason: String,
     },
+    /// A kernel failed while it ran, and the driver refuses everything from then on.
+    #[error(
+        "{op}: a kernel failed and the CUDA context is lost ({reason}); the kernel launched last is `{kernel}`; \
+         restart the process, with CONSONANCE_SYNC=1 to learn which kernel failed"
+    )]
+    ContextLost {
+        /// The operation that noticed.
+        op: &'static str,
+        /// The kernel launched last.
+        kernel: String,
+        /// The driver's reason.
+        reason: String,
+    },
+    /// Another refusal of the driver.
+    #[error("{op}: {reason}")]
+    Driver {
+        /// The operation.
+        op: &'static str,
+        /// What was being done, the driver's reason and what to do.
+        reason: String,
+    },
 }
 
 /// The result of a kernel's wrapper.

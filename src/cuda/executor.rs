@@ -21,6 +21,15 @@ pub unsafe trait Executor {
     /// [`Error::OutOfMemory`] and errors of the driver.
     fn allocate(&self, op: &'static str, bytes: usize) -> Result<Memory>;
 
+    /// Memory for one call of an operation, with undefined content. An executor may keep it when it is dropped and
+    /// lend it again.
+    ///
+    /// # Errors
+    /// As [`Executor::allocate`].
+    fn scratch(&self, op: &'static str, bytes: usize) -> Result<Memory> {
+        self.allocate(op, bytes)
+    }
+
     /// Memory with this content.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 //! kernels on the CPU, so that validation, planning and the kernels themselves are proven without a GPU.
 
 pub mod abi;
+#[cfg(feature = "cuda")]
+mod driver;
 mod error;
 mod executor;
 pub mod neighbors;
@@ -13,6 +15,8 @@ mod rows;
 mod scratch;
 pub mod segments;
 
+#[cfg(feature = "cuda")]
+pub use driver::{CudaExecutor, available, device_count};
 pub use error::{Error, Result};
 pub use executor::{DType, Executor, Launch, Limits, Matrix, Memory, Params, Words};
 pub use segments::Order;

@@ -7,5 +7,6 @@
 
 pub mod allocation;
 pub mod data;
+pub mod device;
 pub mod gradient;
 pub mod threads;
