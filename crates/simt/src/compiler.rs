@@ -1,0 +1,119 @@
+//! The host's C++ compiler, and the commands that it is given.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// A C++ compiler that answered.
+#[derive(Debug, Clone)]
+pub(crate) struct Compiler {
+    /// The program and arguments that belong to it.
+    pub(crate) command: Vec<String>,
+    /// What it says of itself: part of the name of what it compiles.
+    pub(crate) version: String,
+    clang: bool,
+}
+
+/// The compiler of this process: `$CXX`, or the first of `c++`, `g++` and `clang++` that answers.
+pub(crate) fn find() -> Option<&'static Compiler> {
+    static FOUND: OnceLock<Option<Compiler>> = OnceLock::new();
+    FOUND
+        .get_or_init(|| {
+            // Addresses of the library's image are the linker's names on ELF systems.
+            if !cfg!(target_os = "linux") {
+                return None;
+            }
+            let named = std::env::var("CXX").ok().filter(|c| !c.trim().is_empty());
+            let candidates: Vec<&str> = match &named {
+                Some(compiler) => vec![compiler],
+                None => vec!["c++", "g++", "clang++"],
+            };
+            candidates.into_iter().find_map(ask)
+        })
+        .as_ref()
+}
+
+fn ask(command: &str) -> Option<Compiler> {
+    let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+    let (program, arguments) = command.split_first()?;
+    let output = Command::new(program).args(arguments).arg("--version").output().ok()?;
+    let version = String::from_utf8_lossy(&output.stdout).into_owned();
+    let clang = version.contains("clang");
+    output.status.success().then_some(Compiler { command, version, clang })
+}
+
+/// Flags for all that goes into a library.
+const COMMON: [&str; 11] = [
+    "-std=c++17",
+    "-g",
+    "-fPIC",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-threadsafe-statics",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-DCONSONANCE_SIMT",
+    "-c",
+];
+/// Flags for kernels: every access as it is written, one at a time, and seen by the simulator.
+const KERNELS: [&str; 8] =
+    ["-O1", "-fsanitize=thread", "-fno-tree-vectorize", "-Wall", "-Wextra", "-Werror", "-x", "c++"];
+const KERNELS_GCC: [&str; 3] =
+    ["-Wno-unknown-pragmas", "-fno-store-merging", "-fno-tree-loop-distribute-patterns"];
+const KERNELS_CLANG: [&str; 3] = ["-Wno-unknown-pragmas", "-Wno-pass-failed", "-fno-slp-vectorize"];
+const COVERAGE: [&str; 2] = ["--coverage", "-fprofile-update=atomic"];
+
+impl Compiler {
+    /// All flags that kernels are compiled with, coverage included.
+    pub(crate) fn kernel_flags(&self, coverage: bool) -> Vec<&'static str> {
+        let special = if self.clang { KERNELS_CLANG } else { KERNELS_GCC };
+        let coverage = if coverage { &COVERAGE[..] } else { &[] };
+        COMMON.iter().chain(&KERNELS).chain(&special).chain(coverage).copied().collect()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.command.first().map_or("c++", String::as_str));
+        command.args(self.command.iter().skip(1));
+        command
+    }
+
+    pub(crate) fn kernel(
+        &self,
+        coverage: bool,
+        includes: &[PathBuf],
+        defines: &[&str],
+        source: &Path,
+        object: &Path,
+    ) -> Command {
+        let mut command = self.command();
+        command.args(self.kernel_flags(coverage));
+        for include in includes {
+            command.arg("-I").arg(include);
+        }
+        command.args(defines.iter().map(|define| format!("-D{define}")));
+        command.arg(source).arg("-o").arg(object);
+        command
+    }
+
+    pub(crate) fn shim(&self, coverage: bool, include: &Path, object: &Path) -> Command {
+        let mut command = self.command();
+        command.args(COMMON).args(["-O2", "-Wall", "-Wextra", "-Werror", "-I"]).arg(include);
+        if coverage {
+            command.arg("-DCONSONANCE_SIMT_COVERAGE");
+        }
+        command.arg(include.join("simt/shim.cpp")).arg("-o").arg(object);
+        command
+    }
+
+    pub(crate) fn link<S: AsRef<OsStr>>(&self, coverage: bool, objects: &[S], library: &Path) -> Command {
+        let mut command = self.command();
+        command.args(["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs"]);
+        if coverage {
+            command.arg("--coverage");
+        }
+        command.args(objects).arg("-o").arg(library).arg("-lm");
+        command
+    }
+}
