@@ -14,7 +14,6 @@
 
 namespace {
 
-constexpr uint32_t OWNED_KEYS = 64;
 constexpr uint32_t WARPS = TILE_THREADS / 32;
 
 // What one pair adds to the gradient of `self`: of_other · other + of_self · self.

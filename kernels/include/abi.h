@@ -18,6 +18,11 @@ constexpr uint32_t FEW_ROWS = 16;
 constexpr uint32_t TILE_KEYS = 64;
 // Threads of every tile kernel.
 constexpr uint32_t TILE_THREADS = 128;
+// Bytes of a row in a slab of shared memory, and slabs on their way at once.
+constexpr uint32_t SLAB_BYTES = 128;
+constexpr uint32_t STAGES = 3;
+// Keys whose gradient one block sums.
+constexpr uint32_t OWNED_KEYS = 64;
 // Candidates that wait for their list, for each row.
 constexpr uint32_t RING = 32;
 // The most candidates that a list holds, and the most neighbors that one pass finds.

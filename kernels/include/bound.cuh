@@ -12,6 +12,7 @@
 #pragma once
 
 #include "abi.h"
+#include "ptx.cuh"
 
 // Upper bounds of a row's norm and of the norm of what multiplication leaves out.
 struct Size {

@@ -10,7 +10,7 @@
 
 constexpr int EXACT_ROWS = 4;
 constexpr int EXACT_COLUMNS = 8;
-constexpr int EXACT_STAGE_BYTES = (static_cast<int>(MANY_ROWS) + static_cast<int>(TILE_KEYS)) * SLAB_BYTES;
+constexpr uint32_t EXACT_STAGE_BYTES = (MANY_ROWS + TILE_KEYS) * SLAB_BYTES;
 
 __device__ __forceinline__ int exact_row(int i) { return static_cast<int>(threadIdx.x) / 8 * EXACT_ROWS + i; }
 __device__ __forceinline__ int exact_column(int c) { return static_cast<int>(threadIdx.x) % 8 + c * 8; }

@@ -6,19 +6,18 @@
 
 #include "pairs.cuh"
 
-constexpr int SLAB_BYTES = 128;
-constexpr int SLAB_CHUNKS = SLAB_BYTES / 16;
+constexpr int SLAB_CHUNKS = static_cast<int>(SLAB_BYTES) / 16;
 
 // Elements of a row in a slab.
 template <class T>
-constexpr int SLAB = SLAB_BYTES / static_cast<int>(sizeof(T));
+constexpr int SLAB = static_cast<int>(SLAB_BYTES / sizeof(T));
 
 __device__ __forceinline__ unsigned char* slab_chunk(unsigned char* slab, int row, int chunk) {
-    return slab + row * SLAB_BYTES + (chunk ^ (row % 8)) * 16;
+    return slab + row * static_cast<int>(SLAB_BYTES) + (chunk ^ (row % 8)) * 16;
 }
 
 __device__ __forceinline__ const unsigned char* slab_chunk(const unsigned char* slab, int row, int chunk) {
-    return slab + row * SLAB_BYTES + (chunk ^ (row % 8)) * 16;
+    return slab + row * static_cast<int>(SLAB_BYTES) + (chunk ^ (row % 8)) * 16;
 }
 
 // A matrix whose rows are read in some order.

@@ -12,8 +12,6 @@
 
 #include "products.cuh"
 
-constexpr int STAGES = 3;
-
 // ROWS queries in a tile: each of the four warps has 16 queries × 64 keys of a tile of 64, or of a tile of 16 all
 // queries × 16 keys.
 template <int ROWS>
@@ -21,8 +19,8 @@ struct TileShape {
     static_assert(ROWS == MANY_ROWS || ROWS == FEW_ROWS, "a tile has 64 or 16 queries");
     static constexpr bool MANY = ROWS == MANY_ROWS;
     static constexpr int COLUMNS = MANY ? 8 : 2;
-    static constexpr int STAGE_BYTES = (ROWS + static_cast<int>(TILE_KEYS)) * SLAB_BYTES;
-    static constexpr int STREAM_BYTES = STAGES * STAGE_BYTES;
+    static constexpr int STAGE_BYTES = (ROWS + static_cast<int>(TILE_KEYS)) * static_cast<int>(SLAB_BYTES);
+    static constexpr int STREAM_BYTES = static_cast<int>(STAGES) * STAGE_BYTES;
 
     // The warp's first query and key in the tile.
     static __device__ __forceinline__ int query() { return MANY ? static_cast<int>(threadIdx.x) / 32 * 16 : 0; }
@@ -40,7 +38,7 @@ __device__ __forceinline__ void stream_keys(Reducer& reducer, unsigned char* sta
 
     uint32_t next_tile = 0;
     uint32_t next_part = 0;
-    int next_stage = 0;
+    uint32_t next_stage = 0;
     const auto start_copy = [&] {
         if (next_tile < tiles) {
             unsigned char* const stage = stages + next_stage * Shape::STAGE_BYTES;
@@ -55,7 +53,7 @@ __device__ __forceinline__ void stream_keys(Reducer& reducer, unsigned char* sta
         ptx::copy_async_commit();
     };
 #pragma unroll
-    for (int i = 0; i < STAGES - 1; ++i) {
+    for (uint32_t i = 0; i < STAGES - 1; ++i) {
         start_copy();
     }
 
@@ -63,7 +61,7 @@ __device__ __forceinline__ void stream_keys(Reducer& reducer, unsigned char* sta
     sums.clear();
     uint32_t tile = 0;
     uint32_t part = 0;
-    int stage = 0;
+    uint32_t stage = 0;
     for (uint64_t step = 0; step < steps; ++step) {
         ptx::copy_async_wait<STAGES - 2>();
         // The slabs have arrived for all threads, and all have left the stage that is filled next.

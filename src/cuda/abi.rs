@@ -17,6 +17,10 @@ pub const FEW_ROWS: usize = 16;
 pub const TILE_KEYS: usize = 64;
 /// Threads of every tile kernel.
 pub const TILE_THREADS: usize = 128;
+/// Slabs on their way at once.
+pub const STAGES: usize = 3;
+/// Keys whose gradient one block sums.
+pub const OWNED_KEYS: usize = 64;
 /// Candidates that wait for their list, for each row.
 pub const RING: usize = 32;
 /// The most candidates that a list holds.

@@ -68,7 +68,7 @@ pub struct Limits {
 pub struct Memory {
     address: u64,
     bytes: usize,
-    _owner: Box<dyn Any + Send>,
+    owner: Box<dyn Any + Send>,
 }
 
 impl Memory {
@@ -77,7 +77,7 @@ impl Memory {
     /// # Safety
     /// `owner` keeps `bytes` bytes at `address` of the device allocated.
     pub unsafe fn new(address: u64, bytes: usize, owner: Box<dyn Any + Send>) -> Self {
-        Self { address, bytes, _owner: owner }
+        Self { address, bytes, owner }
     }
 
     /// The device's address.
@@ -88,6 +88,11 @@ impl Memory {
     /// The size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What keeps the memory, when it is a `T`: an executor finds its own buffer.
+    pub fn owner<T: Any>(&self) -> Option<&T> {
+        self.owner.downcast_ref()
     }
 }
 

@@ -139,7 +139,7 @@ fn lists_of_block(rows: usize) -> usize {
 fn rank_shared_bytes(rows: usize) -> u32 {
     let rings = TILE_THREADS / 32 * 16 * RING * ENTRY;
     let of_rows = 4 * (TILE_KEYS + rows) * size_of::<f32>();
-    (3 * (rows + TILE_KEYS) * abi::SLAB_BYTES + rings + of_rows) as u32
+    (abi::STAGES * (rows + TILE_KEYS) * abi::SLAB_BYTES + rings + of_rows) as u32
 }
 
 /// Shared memory of the exact kernel: two stages and a ring for every row.
@@ -408,7 +408,7 @@ pub fn gradient(
     super::rows::check_length(OP, "indices", indices.len(), queries.rows() * k, "neighbor")?;
     let (name, rows, blocks, shared) = match side {
         Side::Queries => ("queries", queries.rows(), queries.rows(), k * 2 * size_of::<f32>()),
-        Side::Bank => ("keys", bank.rows(), bank.rows().div_ceil(OWNED_KEYS), TILE_THREADS * 8 + 16),
+        Side::Bank => ("keys", bank.rows(), bank.rows().div_ceil(abi::OWNED_KEYS), TILE_THREADS * 8 + 16),
     };
     let gradient = executor.allocate(OP, rows * bank.cols() * size_of::<f32>())?;
     let params = abi::NeighborsGradient {
@@ -434,9 +434,6 @@ pub fn gradient(
     }
     Ok(gradient)
 }
-
-/// Keys whose gradient one block sums.
-const OWNED_KEYS: usize = 64;
 
 /// A side of the search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

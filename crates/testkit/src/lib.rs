@@ -6,7 +6,10 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
 pub mod allocation;
+pub mod backend;
 pub mod data;
 pub mod device;
 pub mod gradient;
+pub mod stored;
+pub mod suite;
 pub mod threads;

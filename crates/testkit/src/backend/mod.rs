@@ -1,0 +1,176 @@
+//! What a case runs on: the CPU backend, or the kernels on some executor.
+
+mod device;
+mod simt;
+
+use consonance_cpu::neighbors::{self as cpu, Metric, Neighbors};
+use consonance_cpu::ranking::{self, ApVariant, Ranking};
+
+use crate::stored::Stored;
+
+pub use device::OnDevice;
+pub use simt::{Simt, kernel_folder, kernel_sources};
+
+/// A number for every row of both sides.
+pub type Sides = Option<(Vec<u32>, Vec<u32>)>;
+
+fn slices(sides: &Sides) -> Option<(&[u32], &[u32])> {
+    sides.as_ref().map(|(left, right)| (left.as_slice(), right.as_slice()))
+}
+
+/// A search.
+#[derive(Debug, Clone)]
+pub struct NeighborsCase {
+    /// `[B, D]`.
+    pub queries: Stored,
+    /// `[N, D]`.
+    pub bank: Stored,
+    /// Neighbors of each query.
+    pub k: usize,
+    /// How rows are compared.
+    pub metric: Metric,
+    /// Only keys of the query's own label.
+    pub labels: Sides,
+    /// No keys of the query's own id.
+    pub ids: Sides,
+    /// Only keys that are allowed.
+    pub allow: Option<Vec<bool>>,
+}
+
+impl NeighborsCase {
+    /// All keys, all pairs.
+    pub fn new(queries: Stored, bank: Stored, k: usize, metric: Metric) -> Self {
+        Self { queries, bank, k, metric, labels: None, ids: None, allow: None }
+    }
+
+    /// Whether a query may find a key.
+    pub fn admits(&self, query: usize, key: usize) -> bool {
+        self.labels.as_ref().is_none_or(|(q, k)| q[query] == k[key])
+            && self.ids.as_ref().is_none_or(|(q, k)| q[query] != k[key])
+            && self.allow.as_ref().is_none_or(|allow| allow[key])
+    }
+
+    /// Some of the queries, in this order.
+    #[must_use]
+    pub fn select(&self, queries: &[usize]) -> Self {
+        let pick = |pair: &Sides| {
+            pair.as_ref().map(|(q, k)| (queries.iter().map(|row| q[*row]).collect(), k.clone()))
+        };
+        let (labels, ids) = (pick(&self.labels), pick(&self.ids));
+        Self { queries: self.queries.select(queries), labels, ids, ..self.clone() }
+    }
+}
+
+/// A ranking.
+#[derive(Debug, Clone)]
+pub struct RankingCase {
+    /// `[B, D]`.
+    pub queries: Stored,
+    /// `[N, D]`.
+    pub gallery: Stored,
+    /// How rows are compared.
+    pub metric: Metric,
+    /// The definition of average precision.
+    pub variant: ApVariant,
+    /// Labels of both sides.
+    pub labels: (Vec<u32>, Vec<u32>),
+    /// Cameras of both sides.
+    pub cameras: Sides,
+    /// Ids of both sides.
+    pub ids: Sides,
+    /// The label of distractors.
+    pub distractor: Option<u32>,
+}
+
+impl RankingCase {
+    /// The options as the backends take them, with the rank of every relevant item kept.
+    pub fn options(&self) -> ranking::Options<'_> {
+        ranking::Options {
+            metric: self.metric,
+            variant: self.variant,
+            cameras: slices(&self.cameras),
+            ids: slices(&self.ids),
+            distractor: self.distractor,
+            keep_ranks: true,
+            ..ranking::Options::new(&self.labels.0, &self.labels.1)
+        }
+    }
+}
+
+/// The gradients of a search: of the queries and of the bank.
+pub type Gradients = (Vec<f32>, Vec<f32>);
+
+/// Runs cases. Errors are the text that a user would see.
+pub trait Backend {
+    /// What it is, for messages.
+    fn name(&self) -> String;
+
+    /// The neighbors of every query.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn neighbors(&self, case: &NeighborsCase) -> Result<Neighbors, String>;
+
+    /// Gradients of Σ upstream · score, given the neighbors of a case.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn gradients(&self, case: &NeighborsCase, indices: &[u32], upstream: &[f32]) -> Result<Gradients, String>;
+
+    /// The measures of a ranking.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn ranking(&self, case: &RankingCase) -> Result<Ranking, String>;
+}
+
+/// `consonance-cpu`.
+#[derive(Debug, Clone, Copy)]
+pub struct Cpu;
+
+impl Cpu {
+    fn rows<R>(
+        left: &Stored,
+        right: &Stored,
+        f: impl FnOnce(&consonance_cpu::Rows<'_>, &consonance_cpu::Rows<'_>) -> consonance_cpu::Result<R>,
+    ) -> Result<R, String> {
+        let found = left.with_rows(|left| right.with_rows(|right| f(&left?, &right?)));
+        found.map_err(|error| error.to_string())
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        "CPU backend".to_owned()
+    }
+
+    fn neighbors(&self, case: &NeighborsCase) -> Result<Neighbors, String> {
+        let allow: Option<Vec<u64>> = case.allow.as_ref().map(|allow| {
+            let word = |chunk: &[bool]| chunk.iter().rev().fold(0, |word, on| word << 1 | u64::from(*on));
+            allow.chunks(64).map(word).collect()
+        });
+        Self::rows(&case.queries, &case.bank, |queries, bank| {
+            let options = cpu::Options {
+                k: case.k,
+                metric: case.metric,
+                labels: slices(&case.labels),
+                ids: slices(&case.ids),
+                allow: allow.as_deref(),
+            };
+            cpu::neighbors(queries, bank, &options)
+        })
+    }
+
+    fn gradients(&self, case: &NeighborsCase, indices: &[u32], upstream: &[f32]) -> Result<Gradients, String> {
+        Self::rows(&case.queries, &case.bank, |queries, bank| {
+            let (dq, dk) = cpu::gradients(queries, bank, case.metric, (indices, upstream), true)?;
+            Ok((dq, dk.unwrap_or_default()))
+        })
+    }
+
+    fn ranking(&self, case: &RankingCase) -> Result<Ranking, String> {
+        Self::rows(&case.queries, &case.gallery, |queries, gallery| {
+            ranking::ranking(queries, gallery, &case.options())
+        })
+    }
+}

@@ -1,0 +1,76 @@
+//! The parameter structs and constants of `kernels/include/abi.h` against their namesakes in Rust.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+
+use consonance::cuda::abi;
+
+/// The header without comments.
+fn header() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/include/abi.h");
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect()
+}
+
+/// Every struct: its size and its fields with their offsets, by the rules of C.
+fn structs(header: &str) -> BTreeMap<String, (usize, Vec<(String, usize)>)> {
+    let mut structs: BTreeMap<String, (usize, Vec<(String, usize)>)> = BTreeMap::new();
+    for part in header.split("struct ").skip(1) {
+        let (name, rest) = part.split_once('{').unwrap();
+        let body = rest.split('}').next().unwrap();
+        let (mut offset, mut fields) = (0usize, Vec::new());
+        for field in body.split(';').map(str::trim).filter(|field| !field.is_empty()) {
+            let (kind, field) = field.split_once(' ').unwrap();
+            let (size, align) = match kind {
+                "uint64_t" => (8, 8),
+                "uint32_t" => (4, 4),
+                inner => (structs[inner].0, 8),
+            };
+            assert_eq!(offset % align, 0, "padding before {field} of {name}");
+            fields.push((field.to_owned(), offset));
+            offset += size;
+        }
+        assert_eq!(offset % 8, 0, "padding at the end of {name}");
+        structs.insert(name.trim().to_owned(), (offset, fields));
+    }
+    structs
+}
+
+#[test]
+fn the_structs_agree_field_by_field() {
+    let structs = structs(&header());
+    assert!(structs.len() > 5);
+    assert_eq!(structs.len(), abi::STRUCTS.len());
+    for (name, size, fields) in abi::STRUCTS {
+        let fields: Vec<(String, usize)> = fields.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
+        assert_eq!(structs[*name], (*size, fields), "{name}");
+    }
+}
+
+#[test]
+fn the_constants_agree() {
+    let header = header();
+    let value = |name: &str| -> usize {
+        let start = format!("constexpr uint32_t {name} = ");
+        let (_, rest) = header.split_once(&start).unwrap_or_else(|| panic!("abi.h has no {name}"));
+        rest.split(';').next().unwrap().parse().unwrap()
+    };
+    for (name, ours) in [
+        ("MANY_ROWS", abi::MANY_ROWS),
+        ("FEW_ROWS", abi::FEW_ROWS),
+        ("TILE_KEYS", abi::TILE_KEYS),
+        ("TILE_THREADS", abi::TILE_THREADS),
+        ("RING", abi::RING),
+        ("MAX_CAPACITY", abi::MAX_CAPACITY),
+        ("MAX_PASS", abi::MAX_PASS),
+        ("OWNED_KEYS", abi::OWNED_KEYS),
+        ("SORT_ITEMS", abi::SORT_ITEMS),
+        ("SORT_DIGITS", abi::SORT_DIGITS),
+        ("SLAB_BYTES", abi::SLAB_BYTES),
+        ("STAGES", abi::STAGES),
+    ] {
+        assert_eq!(value(name), ours, "{name}");
+    }
+    assert!(header.contains("constexpr uint32_t NONE = 0xffffffffu;"));
+}
