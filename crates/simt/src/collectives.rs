@@ -4,7 +4,7 @@ use crate::execution::{Execution, Next};
 use crate::fault::FaultKind;
 use crate::matrix;
 use crate::race::Mode;
-use crate::threads::{Arrival, Signal, State, operation};
+use crate::threads::{Arrival, Gathering, Signal, State, operation};
 
 /// The numbers of `simt::Warp` and `simt::Matrix`.
 mod op {
@@ -35,6 +35,17 @@ impl Execution<'_> {
     /// The running lane comes to an operation of the lanes `mask`.
     pub(crate) fn warp(&mut self, op: u32, mask: u32, words: [u64; 5], at: usize) -> Next {
         let (warp, lane) = (self.current / 32, self.current % 32);
+        let arrival = Arrival { op, mask, at, words };
+        let gathering = &mut self.gathering[warp];
+        if gathering.joins(&arrival, lane) {
+            gathering.here |= 1 << lane;
+            let complete = gathering.here == mask;
+            self.threads[self.current].state = State::Warp(arrival);
+            if complete {
+                return self.complete(warp, mask, Some(self.current));
+            }
+            return Next::Yield(Signal::Blocked);
+        }
         let name = operation(op);
         if mask >> lane & 1 == 0 {
             let message =
@@ -72,7 +83,12 @@ impl Execution<'_> {
                 _ => {}
             }
         }
-        self.threads[self.current].state = State::Warp(Arrival { op, mask, at, words });
+        self.threads[self.current].state = State::Warp(arrival);
+        if here == 1 << lane {
+            self.gathering[warp] = Gathering { op, mask, at, here };
+        } else {
+            self.gathering[warp].here = 0;
+        }
         if here != mask {
             return Next::Yield(Signal::Blocked);
         }
@@ -86,6 +102,7 @@ impl Execution<'_> {
 
     /// Does the operation for all lanes of `mask` and lets them run on; `running` runs already.
     pub(crate) fn complete(&mut self, warp: usize, mask: u32, running: Option<usize>) -> Next {
+        self.gathering[warp].here = 0;
         let mut words = [[0; 5]; 32];
         let mut op = op::SYNC;
         let first = warp * 32;

@@ -58,19 +58,35 @@ const COMMON: [&str; 11] = [
     "-c",
 ];
 /// Flags for kernels: every access as it is written, one at a time, and seen by the simulator.
-const KERNELS: [&str; 8] =
-    ["-O1", "-fsanitize=thread", "-fno-tree-vectorize", "-Wall", "-Wextra", "-Werror", "-x", "c++"];
-const KERNELS_GCC: [&str; 3] =
-    ["-Wno-unknown-pragmas", "-fno-store-merging", "-fno-tree-loop-distribute-patterns"];
-const KERNELS_CLANG: [&str; 3] = ["-Wno-unknown-pragmas", "-Wno-pass-failed", "-fno-slp-vectorize"];
-const COVERAGE: [&str; 2] = ["--coverage", "-fprofile-update=atomic"];
+const KERNELS: &[&str] = &[
+    "-O1",
+    "-fsanitize=thread",
+    "-fno-tree-vectorize",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    // CUDA's words need no header in nvcc either.
+    "-include",
+    "simt/device.h",
+    "-x",
+    "c++",
+];
+const KERNELS_GCC: &[&str] = &[
+    "-Wno-unknown-pragmas",
+    "-fno-store-merging",
+    "-fno-tree-loop-distribute-patterns",
+    "-fno-tree-tail-merge",
+    "-fno-crossjumping",
+];
+const KERNELS_CLANG: &[&str] = &["-Wno-unknown-pragmas", "-Wno-pass-failed", "-fno-slp-vectorize"];
+const COVERAGE: &[&str] = &["--coverage", "-fprofile-update=atomic"];
 
 impl Compiler {
     /// All flags that kernels are compiled with, coverage included.
     pub(crate) fn kernel_flags(&self, coverage: bool) -> Vec<&'static str> {
-        let special = if self.clang { KERNELS_CLANG } else { KERNELS_GCC };
-        let coverage = if coverage { &COVERAGE[..] } else { &[] };
-        COMMON.iter().chain(&KERNELS).chain(&special).chain(coverage).copied().collect()
+        let special: &[&str] = if self.clang { KERNELS_CLANG } else { KERNELS_GCC };
+        let coverage: &[&str] = if coverage { COVERAGE } else { &[] };
+        COMMON.iter().chain(KERNELS).chain(special).chain(coverage).copied().collect()
     }
 
     fn command(&self) -> Command {

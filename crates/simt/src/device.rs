@@ -228,6 +228,7 @@ impl Device {
             image_writable: library.counts_coverage(),
             order: Order::new(clock),
             threads: Vec::new(),
+            gathering: Vec::new(),
             ready: Vec::new(),
             at_barrier: 0,
             late: None,

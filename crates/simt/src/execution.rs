@@ -11,7 +11,7 @@ use crate::random::Random;
 use crate::space::{ALLOCATED, Space, Trouble};
 use crate::statistics::Statistics;
 use crate::symbols::Symbols;
-use crate::threads::{Signal, State, Thread, Yield};
+use crate::threads::{Gathering, Signal, State, Thread, Yield};
 
 /// What the calling thread does next.
 pub(crate) enum Next {
@@ -49,6 +49,8 @@ pub(crate) struct Execution<'a> {
     pub(crate) image_writable: bool,
     pub(crate) order: Order,
     pub(crate) threads: Vec<Thread>,
+    /// Per warp.
+    pub(crate) gathering: Vec<Gathering>,
     pub(crate) ready: Vec<u32>,
     pub(crate) at_barrier: usize,
     /// A warp and mask whose operation the scheduler has to complete.

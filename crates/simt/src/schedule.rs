@@ -11,7 +11,7 @@ use crate::execution::{Execution, Next};
 use crate::fault::FaultKind;
 use crate::hooks::Running;
 use crate::random::Random;
-use crate::threads::{Coroutine, Signal, State, Thread, operation};
+use crate::threads::{Coroutine, Gathering, Signal, State, Thread, operation};
 
 /// The stack of a simulated thread.
 const STACK_BYTES: usize = 128 * 1024;
@@ -93,6 +93,8 @@ fn begin(execution: &mut Execution<'_>, block: u64, threads: usize) {
         copies: VecDeque::new(),
         group: 0,
     }));
+    execution.gathering.clear();
+    execution.gathering.resize(threads.div_ceil(32), Gathering::default());
     execution.ready.clear();
     execution.ready.extend(0..threads as u32);
 }

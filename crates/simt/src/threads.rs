@@ -29,6 +29,25 @@ pub(crate) struct Arrival {
     pub(crate) words: [u64; 5],
 }
 
+/// The operation that lanes of a warp come to, as long as all of them come to the same place: an arrival there needs
+/// no look at every other lane.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Gathering {
+    pub(crate) op: u32,
+    pub(crate) mask: u32,
+    pub(crate) at: usize,
+    /// The lanes that have come; none when the lanes' own states have to be looked at.
+    pub(crate) here: u32,
+}
+
+impl Gathering {
+    pub(crate) fn joins(&self, arrival: &Arrival, lane: usize) -> bool {
+        self.here != 0
+            && (self.op, self.mask, self.at) == (arrival.op, arrival.mask, arrival.at)
+            && self.mask >> lane & 1 != 0
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(crate) enum State {
     Ready,

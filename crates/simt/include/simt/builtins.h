@@ -18,6 +18,6 @@
 
 constexpr int warpSize = 32;
 
-__forceinline__ void __syncthreads() { ::simt::barrier(); }
+__forceinline__ void __syncthreads() { CONSONANCE_SIMT_APART ::simt::barrier(); }
 __forceinline__ void __threadfence() { ::simt::fence(); }
 __forceinline__ void __threadfence_block() {}

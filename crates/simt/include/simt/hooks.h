@@ -10,6 +10,13 @@
 
 #include <simt/vectors.h>
 
+// Two calls in two branches stay two calls: which of them a thread comes to is what is checked.
+#ifdef __clang__
+#define CONSONANCE_SIMT_APART [[clang::nomerge]]
+#else
+#define CONSONANCE_SIMT_APART
+#endif
+
 namespace simt {
 
 struct Coordinates {

@@ -13,12 +13,13 @@ template <typename T>
 __forceinline__ T shuffle(Warp op, unsigned mask, T value, unsigned selector, int width) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 32 or 64 bits");
     using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-    const uint64_t moved = warp(op, mask, cast_bits<Bits>(value), selector, static_cast<uint32_t>(width));
+    uint64_t moved;
+    CONSONANCE_SIMT_APART moved = warp(op, mask, cast_bits<Bits>(value), selector, static_cast<uint32_t>(width));
     return cast_bits<T>(static_cast<Bits>(moved));
 }
 
 __forceinline__ unsigned vote(Warp op, unsigned mask, uint64_t value) {
-    return static_cast<unsigned>(warp(op, mask, value, 0, 32));
+    CONSONANCE_SIMT_APART return static_cast<unsigned>(warp(op, mask, value, 0, 32));
 }
 
 }  // namespace simt
