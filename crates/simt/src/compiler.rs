@@ -78,7 +78,14 @@ const KERNELS_GCC: &[&str] = &[
     "-fno-tree-tail-merge",
     "-fno-crossjumping",
 ];
-const KERNELS_CLANG: &[&str] = &["-Wno-unknown-pragmas", "-Wno-pass-failed", "-fno-slp-vectorize"];
+const KERNELS_CLANG: &[&str] = &[
+    "-Wno-unknown-pragmas",
+    "-Wno-pass-failed",
+    "-fno-slp-vectorize",
+    // By default a read right before a write of the same address is not reported.
+    "-mllvm",
+    "-tsan-instrument-read-before-write=1",
+];
 const COVERAGE: &[&str] = &["--coverage", "-fprofile-update=atomic"];
 
 impl Compiler {
@@ -113,12 +120,9 @@ impl Compiler {
         command
     }
 
-    pub(crate) fn shim(&self, coverage: bool, include: &Path, object: &Path) -> Command {
+    pub(crate) fn shim(&self, include: &Path, object: &Path) -> Command {
         let mut command = self.command();
         command.args(COMMON).args(["-O2", "-Wall", "-Wextra", "-Werror", "-I"]).arg(include);
-        if coverage {
-            command.arg("-DCONSONANCE_SIMT_COVERAGE");
-        }
         command.arg(include.join("simt/shim.cpp")).arg("-o").arg(object);
         command
     }

@@ -64,26 +64,17 @@ pub struct Kernel {
 
 /// Kernels that a [`Device`](crate::Device) can run.
 pub struct Library {
-    // Before the code goes, nothing may point into it: kernels are dropped first.
     kernels: Vec<Kernel>,
     image: Range<usize>,
     symbols: Symbols,
-    flush: Option<unsafe extern "C" fn()>,
+    /// The library counts executed lines, and writes the counters out when it is unloaded or the process ends.
+    coverage: bool,
     _code: libloading::Library,
 }
 
 impl std::fmt::Debug for Library {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Library").field("kernels", &self.kernels).finish_non_exhaustive()
-    }
-}
-
-impl Drop for Library {
-    fn drop(&mut self) {
-        if let Some(flush) = self.flush {
-            // SAFETY: a function of the library, which is still loaded, that writes out its own counters.
-            unsafe { flush() };
-        }
     }
 }
 
@@ -120,10 +111,10 @@ impl Library {
         let build = Build { compiler, sources, includes: &folders, defines, coverage: coverage.is_some() };
         let cache = coverage.map_or_else(cache_folder, PathBuf::from);
         let library = build.run(&cache)?;
-        Self::load(library, own)
+        Self::load(library, own, build.coverage)
     }
 
-    fn load(path: PathBuf, own: PathBuf) -> Result<Self, CompileError> {
+    fn load(path: PathBuf, own: PathBuf, coverage: bool) -> Result<Self, CompileError> {
         let refused =
             |error: libloading::Error| CompileError::Load { path: path.clone(), reason: error.to_string() };
         type Bind = unsafe extern "C" fn(*const Hooks);
@@ -136,8 +127,6 @@ impl Library {
             code.get::<Bind>(c"simt_bind").map_err(refused)?(&raw const HOOKS);
             code.get::<Describe>(c"simt_describe").map_err(refused)?(image.as_mut_ptr())
         };
-        // SAFETY: as above; the function is there when coverage is counted.
-        let flush = unsafe { code.get::<unsafe extern "C" fn()>(c"simt_flush") }.ok().map(|f| *f);
         let mut kernels = Vec::new();
         let mut next = first;
         // SAFETY: the list consists of static objects of the library, whose last one points to nothing.
@@ -150,7 +139,7 @@ impl Library {
         }
         kernels.sort_by(|a, b| a.name.cmp(&b.name));
         let symbols = Symbols::new(path, own.join("simt"));
-        Ok(Self { kernels, image: image[0]..image[1], symbols, flush, _code: code })
+        Ok(Self { kernels, image: image[0]..image[1], symbols, coverage, _code: code })
     }
 
     /// The kernels, by name.
@@ -172,7 +161,7 @@ impl Library {
     }
 
     pub(crate) fn counts_coverage(&self) -> bool {
-        self.flush.is_some()
+        self.coverage
     }
 }
 
@@ -212,7 +201,7 @@ impl Build<'_> {
             return Ok(library);
         }
         let mut objects = vec![folder.join("shim.o")];
-        execute(self.compiler.shim(self.coverage, &own_headers(), &objects[0]))?;
+        execute(self.compiler.shim(&own_headers(), &objects[0]))?;
         for (index, source) in self.sources.iter().enumerate() {
             let source = source.canonicalize().map_err(io_error(source))?;
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();

@@ -115,11 +115,6 @@ SIMT_EXPORT const simt::Kernel* simt_describe(uintptr_t* image) {
     return simt::kernels;
 }
 
-#ifdef CONSONANCE_SIMT_COVERAGE
-extern "C" void __gcov_dump(void);
-SIMT_EXPORT void simt_flush() { __gcov_dump(); }
-#endif
-
 // --- What the compiler calls. ---
 
 extern "C" {
