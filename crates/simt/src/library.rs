@@ -105,8 +105,9 @@ impl Library {
     ) -> Result<Self, CompileError> {
         let compiler = compiler::find().ok_or(CompileError::NoCompiler)?;
         let own = own_headers();
-        let mut folders = vec![own.clone()];
-        folders.extend_from_slice(includes);
+        let includes = includes.iter().map(|folder| folder.canonicalize().map_err(io_error(folder)));
+        let folders: Vec<PathBuf> =
+            std::iter::once(Ok(own.clone())).chain(includes).collect::<Result<_, _>>()?;
         let coverage = std::env::var_os("CONSONANCE_SIMT_COVERAGE").filter(|c| !c.is_empty());
         let build = Build { compiler, sources, includes: &folders, defines, coverage: coverage.is_some() };
         let cache = coverage.map_or_else(cache_folder, PathBuf::from);
@@ -201,16 +202,19 @@ impl Build<'_> {
             return Ok(library);
         }
         let mut objects = vec![folder.join("shim.o")];
-        execute(self.compiler.shim(&own_headers(), &objects[0]))?;
+        execute(&mut self.compiler.shim(&own_headers(), &objects[0]))?;
         for (index, source) in self.sources.iter().enumerate() {
             let source = source.canonicalize().map_err(io_error(source))?;
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
             let object = folder.join(format!("{index}-{stem}.o"));
-            execute(self.compiler.kernel(self.coverage, self.includes, self.defines, &source, &object))?;
+            let mut command =
+                self.compiler.kernel(self.coverage, self.includes, self.defines, &source, &object);
+            // Away from the sources, whose names would be shortened in what is kept of them.
+            execute(command.current_dir(&folder))?;
             objects.push(object);
         }
         let unfinished = folder.join("kernels.so.unfinished");
-        execute(self.compiler.link(self.coverage, &objects, &unfinished))?;
+        execute(&mut self.compiler.link(self.coverage, &objects, &unfinished))?;
         fs::rename(&unfinished, &library).map_err(io_error(&library))?;
         Ok(library)
     }
@@ -253,7 +257,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CompileError {
     move |source| CompileError::Io { path, source }
 }
 
-fn execute(mut command: Command) -> Result<(), CompileError> {
+fn execute(command: &mut Command) -> Result<(), CompileError> {
     let program = PathBuf::from(command.get_program());
     let output = command.output().map_err(io_error(&program))?;
     if output.status.success() {

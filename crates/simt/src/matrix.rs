@@ -128,7 +128,7 @@ fn add_products(sum: u32, a: &Line, b: &Line, first: usize, format: Format) -> u
 
 /// The sum of a group when not everything in it is finite, or `None` when it is.
 fn special_sum(sum: u32, a: &Line, b: &Line, first: usize, format: Format) -> Option<u32> {
-    let top = (1 << (format.exponent - 1)) as i32;
+    let top = 1 << (format.exponent - 1);
     let class = |significand: i32, exponent: i32, top: i32, fraction: u32| match exponent == top {
         false => Special::Finite,
         true if significand.unsigned_abs() == 1 << fraction => Special::Infinite,
