@@ -22,6 +22,7 @@ use crate::statistics::Statistics;
 pub struct Device {
     memory: Arc<Mutex<Memory>>,
     stacks: Mutex<Vec<DefaultStack>>,
+    step_limit: u64,
 }
 
 impl std::fmt::Debug for Device {
@@ -99,7 +100,15 @@ impl Device {
     /// As [`Device::new`].
     pub fn with_capacity(bytes: usize) -> io::Result<Self> {
         let memory = Arc::new(Mutex::new(Memory::new(bytes)?));
-        Ok(Self { memory, stacks: Mutex::new(Vec::new()) })
+        Ok(Self { memory, stacks: Mutex::new(Vec::new()), step_limit: 10_000_000_000 })
+    }
+
+    /// The same device, on which a launch of more than `steps` accesses, or switches between threads, is a fault.
+    /// Ten thousand million by default, which takes minutes; tests of wrong kernels want less. A loop that does neither
+    /// is not noticed.
+    #[must_use]
+    pub fn with_step_limit(self, steps: u64) -> Self {
+        Self { step_limit: steps, ..self }
     }
 
     /// Memory that nobody has written: reading it is a fault.
@@ -242,7 +251,7 @@ impl Device {
             },
             begun: Vec::new(),
             releases: HashMap::new(),
-            fenced: false,
+            limit: self.step_limit,
             current: 0,
             stack: (0, 0),
             defect: None,

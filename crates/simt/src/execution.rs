@@ -8,6 +8,7 @@ use crate::hooks::Coordinates;
 use crate::memory::Memory;
 use crate::race::{self, Mode, Order};
 use crate::random::Random;
+use crate::release::Released;
 use crate::space::{ALLOCATED, Space, Trouble};
 use crate::statistics::Statistics;
 use crate::symbols::Symbols;
@@ -61,9 +62,10 @@ pub(crate) struct Execution<'a> {
     pub(crate) coordinates: Coordinates,
     /// Where blocks began, as clock and linear index, in the order in which they ran.
     pub(crate) begun: Vec<(u64, u64)>,
-    /// Per address of an atomic, the clocks that it orders for whoever comes to it: set behind a fence.
-    pub(crate) releases: HashMap<usize, Vec<(u64, u64)>>,
-    pub(crate) fenced: bool,
+    /// Per address of an atomic, what fenced threads have passed on there.
+    pub(crate) releases: HashMap<usize, Released>,
+    /// Accesses, or switches between threads, after which a launch counts as endless.
+    pub(crate) limit: u64,
     pub(crate) current: usize,
     pub(crate) stack: (usize, usize),
     pub(crate) defect: Option<Defect>,
@@ -105,6 +107,13 @@ impl Execution<'_> {
         Next::Yield(Signal::Fault)
     }
 
+    #[cold]
+    pub(crate) fn endless(&mut self, at: usize) -> Next {
+        let message =
+            format!("the launch has not ended after {} steps (Device::with_step_limit)", self.limit);
+        self.fault_of(FaultKind::Endless, self.current, at, message, true)
+    }
+
     fn preempt(&mut self) -> Next {
         self.until_preemption -= 1;
         if self.until_preemption > 0 {
@@ -138,6 +147,9 @@ impl Execution<'_> {
     #[inline(always)]
     fn span(&mut self, mode: Mode, address: usize, bytes: usize, at: usize) -> Next {
         self.statistics.accesses += 1;
+        if self.statistics.accesses > self.limit {
+            return self.endless(at);
+        }
         if let Some(offset) = self.shared.offset(address, bytes) {
             return match self.shared.access(&self.order, self.order.phase, mode, offset, bytes) {
                 Ok(()) => {
@@ -304,26 +316,19 @@ impl Execution<'_> {
 
     /// `__threadfence`.
     pub(crate) fn fence(&mut self) -> Next {
-        self.fenced = true;
+        self.threads[self.current].fenced = true;
         Next::Continue
     }
 
-    /// Blocks that fence and then come to the same atomic are ordered one after the other: what the earlier ones
-    /// wrote, the later ones may read.
+    /// A thread that has fenced and comes to an atomic in global memory takes what the ones before it have passed on
+    /// there, and adds what it knows itself.
     fn publish(&mut self, address: usize) {
-        if !self.fenced || self.shared.offset(address, 1).is_some() {
+        if !self.threads[self.current].fenced || self.shared.offset(address, 1).is_some() {
             return;
         }
-        let own = (self.order.block, self.order.newest());
         let released = self.releases.entry(address).or_default();
-        for range in released.iter().copied() {
-            if range.0 < own.0 {
-                add_range(&mut self.order.acquired, range);
-            }
-        }
-        for range in self.order.acquired.iter().copied().chain([own]) {
-            add_range(released, range);
-        }
+        self.order.acquire(released.clone());
+        released.add(&self.order.release());
     }
 
     pub(crate) fn barrier(&mut self, at: usize) -> Next {
@@ -331,17 +336,6 @@ impl Execution<'_> {
         self.at_barrier += 1;
         Next::Yield(Signal::Blocked)
     }
-}
-
-/// Joins ranges of clocks that touch: blocks that run one after the other leave one range.
-fn add_range(ranges: &mut Vec<(u64, u64)>, new: (u64, u64)) {
-    for range in ranges.iter_mut() {
-        if new.0 <= range.1 + 1 && range.0 <= new.1 + 1 {
-            *range = (range.0.min(new.0), range.1.max(new.1));
-            return;
-        }
-    }
-    ranges.push(new);
 }
 
 /// The new value of an atomic; the numbers are those of `simt::Atomic`.

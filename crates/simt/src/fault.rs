@@ -93,4 +93,6 @@ pub enum FaultKind {
     DivergedBarrier,
     /// Lanes of a warp that do not come to the same operation.
     DivergedWarp,
+    /// More steps than the device allows.
+    Endless,
 }

@@ -61,6 +61,7 @@ mod memory;
 mod pages;
 mod race;
 mod random;
+mod release;
 mod schedule;
 mod space;
 mod statistics;

@@ -203,6 +203,7 @@ impl Build<'_> {
         }
         let mut objects = vec![folder.join("shim.o")];
         execute(&mut self.compiler.shim(&own_headers(), &objects[0]))?;
+        let mut commands = Vec::new();
         for (index, source) in self.sources.iter().enumerate() {
             let source = source.canonicalize().map_err(io_error(source))?;
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
@@ -210,9 +211,11 @@ impl Build<'_> {
             let mut command =
                 self.compiler.kernel(self.coverage, self.includes, self.defines, &source, &object);
             // Away from the sources, whose names would be shortened in what is kept of them.
-            execute(command.current_dir(&folder))?;
+            command.current_dir(&folder);
+            commands.push(command);
             objects.push(object);
         }
+        execute_all(&mut commands)?;
         let unfinished = folder.join("kernels.so.unfinished");
         execute(&mut self.compiler.link(self.coverage, &objects, &unfinished))?;
         fs::rename(&unfinished, &library).map_err(io_error(&library))?;
@@ -255,6 +258,19 @@ fn files_below(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CompileError {
     let path = path.to_owned();
     move |source| CompileError::Io { path, source }
+}
+
+/// As many at a time as there are processors.
+fn execute_all(commands: &mut [Command]) -> Result<(), CompileError> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    for group in commands.chunks_mut(processors) {
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> = group.iter_mut().map(|command| scope.spawn(|| execute(command))).collect();
+            running.into_iter().map(|thread| thread.join().unwrap_or(Ok(()))).collect()
+        });
+        results.into_iter().collect::<Result<(), _>>()?;
+    }
+    Ok(())
 }
 
 fn execute(command: &mut Command) -> Result<(), CompileError> {

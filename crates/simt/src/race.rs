@@ -9,6 +9,7 @@
 //! synchronisation object of another shape (an mbarrier) would add what it orders to `Order::known`.
 
 use crate::pages::Pages;
+use crate::release::Released;
 
 /// Who accessed a cell, and when: mask of its bytes (bits 0-3), atomic (4), who (5-15), clock (from 16).
 pub(crate) type Access = u64;
@@ -21,6 +22,11 @@ const SEVERAL_BLOCKS: u64 = 2047;
 
 pub(crate) fn clock(access: Access) -> u64 {
     access >> 16
+}
+
+/// The thread, where it was one.
+pub(crate) fn thread_of(access: Access) -> Option<u64> {
+    Some(who(access)).filter(|who| *who < LANES)
 }
 
 fn who(access: Access) -> u64 {
@@ -51,8 +57,8 @@ pub(crate) struct Order {
     pub(crate) clocks: Vec<u64>,
     /// For every thread and every lane of its warp, the clock before which that lane's accesses are ordered.
     pub(crate) known: Vec<[u64; 32]>,
-    /// Clocks of other blocks of this launch that are ordered before this one, as ranges.
-    pub(crate) acquired: Vec<(u64, u64)>,
+    /// What atomics of this block have ordered before themselves of other blocks of this launch.
+    acquired: Vec<(Access, Released)>,
     thread: u64,
     mine: Access,
 }
@@ -78,7 +84,7 @@ impl Order {
         self.clocks.clear();
         self.clocks.resize(threads, clock);
         self.known.clear();
-        self.known.resize(threads, [0; 32]);
+        self.known.resize(threads, [1; 32]);
         // Lanes that the block does not have never access anything.
         let last = threads % 32;
         if last != 0 {
@@ -123,12 +129,46 @@ impl Order {
         self.enter(self.thread as usize);
     }
 
+    /// What is ordered before the running thread, for a fenced atomic to pass on; what the thread does later is not.
+    pub(crate) fn release(&mut self) -> Released {
+        let mut released = Released::default();
+        for (by, what) in &self.acquired {
+            if self.ordered_within(*by) {
+                released.add(what);
+            }
+        }
+        let thread = self.thread as usize;
+        released.add_range(self.block, self.phase - 1);
+        released.add_thread(self.thread, self.phase, self.clocks[thread]);
+        for lane in 0..32 {
+            let other = thread / 32 * 32 + lane;
+            if other != thread && other < self.clocks.len() {
+                released.add_thread(other as u64, self.phase, self.known[thread][lane] - 1);
+            }
+        }
+        self.clocks[thread] += 1;
+        self.enter(thread);
+        released
+    }
+
+    /// The running thread has come to an atomic that passes this on.
+    pub(crate) fn acquire(&mut self, released: Released) {
+        self.acquired.push((self.mine, released));
+    }
+
     /// Whether an access at or after `floor` is ordered before the running thread.
     fn ordered(&self, access: Access) -> bool {
         let clock = clock(access);
         if clock < self.block {
-            return clock < self.launch || self.acquired.iter().any(|r| r.0 <= clock && clock <= r.1);
+            return clock < self.launch
+                || self.acquired.iter().any(|(by, what)| self.ordered_within(*by) && what.contains(access));
         }
+        self.ordered_within(access)
+    }
+
+    /// The same for an access of this block.
+    fn ordered_within(&self, access: Access) -> bool {
+        let clock = clock(access);
         let who = who(access);
         if clock < self.phase || who == self.thread {
             return true;

@@ -80,7 +80,6 @@ fn begin(execution: &mut Execution<'_>, block: u64, threads: usize) {
     let clock = execution.order.newest() + 1;
     execution.order.begin_block(threads, clock);
     execution.begun.push((clock, block));
-    execution.fenced = false;
     execution.clear_shared();
     execution.coordinates.block = execution.block_of(block);
     execution.at_barrier = 0;
@@ -90,6 +89,7 @@ fn begin(execution: &mut Execution<'_>, block: u64, threads: usize) {
         yielder: std::ptr::null(),
         stack: (0, 0),
         result: [0; 2],
+        fenced: false,
         copies: VecDeque::new(),
         group: 0,
     }));
@@ -113,6 +113,10 @@ unsafe fn drive(execution: *mut Execution<'static>, coroutines: &mut [Coroutine]
                 execution.deadlock();
                 return;
             };
+            if execution.statistics.switches > execution.limit {
+                execution.endless(execution.place(thread));
+                return;
+            }
             thread
         };
         let yielded = coroutines[thread].resume(());

@@ -75,6 +75,8 @@ pub(crate) struct Thread {
     /// The addresses of its stack.
     pub(crate) stack: (usize, usize),
     pub(crate) result: [u64; 2],
+    /// It has called `__threadfence`.
+    pub(crate) fenced: bool,
     pub(crate) copies: VecDeque<Copy>,
     /// The number of groups of copies that it has closed.
     pub(crate) group: u64,

@@ -43,6 +43,10 @@ const CASES: &[Case] = &[
     ("lane_outside_mask", 1, 0, &[DivergedWarp]),
     ("warp_waits_for_barrier", 1, 0, &[DivergedBarrier]),
     ("writes_params", 1, 0, &[ReadOnly]),
+    ("last_block_without_fence", 4, 4, &[Race]),
+    ("last_block_without_barrier", 4, 4, &[Race]),
+    ("last_block_without_waiting", 4, 4, &[Race]),
+    ("endless", 1, 0, &[Endless]),
 ];
 
 fn check(fault: &Fault, kernel: &str, kinds: &[FaultKind], lines: &[&str]) {
@@ -60,7 +64,7 @@ fn every_fault_has_its_kind_and_line_under_every_seed() {
     let Some(library) = library("wrong.cu") else { return };
     let text = std::fs::read_to_string(source("wrong.cu")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    let device = Device::new().unwrap();
+    let device = Device::new().unwrap().with_step_limit(10_000);
     let run = Run { device: &device, library: &library };
     for (kernel, blocks, shared_bytes, kinds) in CASES {
         for seed in 0..SEEDS {
@@ -68,6 +72,9 @@ fn every_fault_has_its_kind_and_line_under_every_seed() {
             // Of 32 values for the kernels that leave it.
             let short = device.upload(&words(&[7; 32])).unwrap();
             let freed = device.upload(&words(&[7; 32])).unwrap();
+            if kernel.starts_with("last_block") {
+                device.write(&values, &words(&[0])).unwrap();
+            }
             let values = if ["global_end", "copy_outside"].contains(kernel) { &short } else { &values };
             let params = params(&[values, &freed], &[32, 0]);
             drop(freed);
@@ -77,6 +84,9 @@ fn every_fault_has_its_kind_and_line_under_every_seed() {
                 println!("{fault}");
             }
             // The same seed gives the same fault, and the device goes on.
+            if kernel.starts_with("last_block") {
+                device.write(values, &words(&[0])).unwrap();
+            }
             let again = run.launch(kernel, *blocks, *shared_bytes, &params, seed).unwrap_err();
             assert_eq!(again.kind, fault.kind);
             assert_eq!(again.thread, fault.thread);
@@ -128,6 +138,31 @@ fn a_launch_is_what_the_kernel_declares() {
         let fault = device.launch(&library, &launch).unwrap_err();
         assert_eq!(fault.kind, kind, "{fault}");
     }
+}
+
+#[test]
+fn libraries_follow_their_sources_headers_and_macros() {
+    if consonance_simt::skipped_without_compiler() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, header) = (folder.path().join("threads.cu"), folder.path().join("width.cuh"));
+    std::fs::write(&file, "#include <width.cuh>\nstruct P { int x; };\nCONSONANCE_KERNEL(k, P, WIDTH, 2) {}")
+        .unwrap();
+    let include = folder.path().to_path_buf();
+    let threads = |defines: &[&str]| {
+        let library = Library::compile(std::slice::from_ref(&file), std::slice::from_ref(&include), defines);
+        library.unwrap().kernel("k").unwrap().threads
+    };
+    // A folder of its own, so nobody has compiled this before: several at once must not disturb each other.
+    std::fs::write(&header, "#ifndef WIDTH\n#define WIDTH 32\n#endif").unwrap();
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..4).map(|_| scope.spawn(|| threads(&[]))).collect();
+        running.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), 32));
+    });
+    assert_eq!(threads(&["WIDTH=96"]), 96);
+    std::fs::write(&header, "#define WIDTH 64").unwrap();
+    assert_eq!(threads(&[]), 64);
 }
 
 #[test]

@@ -169,4 +169,30 @@ CONSONANCE_KERNEL(writes_params, Memory, 32, 1) {
     *const_cast<uint32_t*>(&p.count) = 0;  // here
 }
 
+// As a last block should not: without the fence, the barrier before it, or the barrier behind it.
+__device__ __forceinline__ void last_block(const Memory& p, bool fence, bool before, bool behind) {
+    if (threadIdx.x == 33) VALUES[2 + blockIdx.x] = 1;  // here
+    if (before) __syncthreads();
+    if (fence) __threadfence();
+    if (threadIdx.x == 0) {
+        SHARED[0] = atomicAdd(VALUES, 1u);
+    }
+    if (behind) {
+        __syncthreads();
+        if (SHARED[0] != gridDim.x - 1 || threadIdx.x != 0) return;
+    } else if (threadIdx.x != 32) {
+        return;
+    }
+    for (uint32_t block = 0; block < gridDim.x; ++block) VALUES[1] = VALUES[2 + block];  // here
+}
+
+CONSONANCE_KERNEL(last_block_without_fence, Memory, 64, 1) { last_block(p, false, true, true); }
+CONSONANCE_KERNEL(last_block_without_barrier, Memory, 64, 1) { last_block(p, true, false, true); }
+CONSONANCE_KERNEL(last_block_without_waiting, Memory, 64, 1) { last_block(p, true, true, false); }
+
+CONSONANCE_KERNEL(endless, Memory, 32, 1) {
+    while (atomicAdd(VALUES, 0u) != 1) {  // here
+    }
+}
+
 CONSONANCE_KERNEL(nothing, Memory, 32, 1) {}
