@@ -244,12 +244,15 @@ impl<const GRAIN: u32> Shadow<GRAIN> {
         offset: usize,
         bytes: usize,
     ) -> Result<(), Conflict> {
-        let size = 1usize << GRAIN;
         let (first, last) = (offset >> GRAIN, (offset + bytes - 1) >> GRAIN);
-        let writes = &mut self.writes[first..=last];
-        let reads = &mut self.reads[first..=last];
-        for (index, (write, read)) in writes.iter_mut().zip(reads).enumerate() {
-            let cell = first + index;
+        let cells = self.writes[first..=last].iter_mut().zip(&mut self.reads[first..=last]);
+        if (offset | bytes) & ((1 << GRAIN) - 1) == 0 {
+            for (write, read) in cells {
+                Self::cell(order, floor, mode, Self::FULL, write, read)?;
+            }
+            return Ok(());
+        }
+        for (cell, (write, read)) in (first..).zip(cells) {
             let mut mask = Self::FULL;
             if cell << GRAIN < offset {
                 mask &= Self::FULL << (offset - (cell << GRAIN));
@@ -257,32 +260,47 @@ impl<const GRAIN: u32> Shadow<GRAIN> {
             if (cell + 1) << GRAIN > offset + bytes {
                 mask &= Self::FULL >> (((cell + 1) << GRAIN) - offset - bytes);
             }
-            debug_assert!(mask != 0 && size <= 4);
-            let mine = order.mine | mask;
-            let relevant = |old: Access| clock(old) >= floor && old & mask != 0;
-            if relevant(*write) && !(mode == Mode::Atomic && *write & ATOMIC != 0) && !order.ordered(*write) {
-                return Err(Conflict { earlier: *write, wrote: true });
+            Self::cell(order, floor, mode, mask, write, read)?;
+        }
+        Ok(())
+    }
+
+    /// The same for the bytes `mask` of one cell.
+    #[inline(always)]
+    fn cell(
+        order: &Order,
+        floor: u64,
+        mode: Mode,
+        mask: u64,
+        write: &mut Access,
+        read: &mut Access,
+    ) -> Result<(), Conflict> {
+        let mine = order.mine | mask;
+        let relevant = |old: Access| clock(old) >= floor && old & mask != 0;
+        if relevant(*write) && !(mode == Mode::Atomic && *write & ATOMIC != 0) && !order.ordered(*write) {
+            return Err(Conflict { earlier: *write, wrote: true });
+        }
+        if mode == Mode::Read {
+            if clock(*read) < floor {
+                *read = mine;
+            } else if *read != mine {
+                *read = order.merge(*read, mine, floor);
             }
-            if mode == Mode::Read {
-                if *read != mine {
-                    *read = order.merge(*read, mine, floor);
-                }
-                continue;
-            }
-            if relevant(*read) && !order.ordered(*read) {
-                return Err(Conflict { earlier: *read, wrote: false });
-            }
-            if mode == Mode::Atomic {
-                let old = if *write & ATOMIC != 0 { *write } else { 0 };
-                *write = order.merge(old, mine | ATOMIC, floor);
-            } else if (*write ^ mine) >> 4 == 0 {
-                *write |= mask;
-            } else {
-                *write = mine;
-            }
-            if mask == Self::FULL {
-                *read = 0;
-            }
+            return Ok(());
+        }
+        if relevant(*read) && !order.ordered(*read) {
+            return Err(Conflict { earlier: *read, wrote: false });
+        }
+        if mode == Mode::Atomic {
+            let old = if *write & ATOMIC != 0 { *write } else { 0 };
+            *write = order.merge(old, mine | ATOMIC, floor);
+        } else if (*write ^ mine) >> 4 == 0 {
+            *write |= mask;
+        } else {
+            *write = mine;
+        }
+        if mask == Self::FULL {
+            *read = 0;
         }
         Ok(())
     }

@@ -106,7 +106,10 @@ void copy_async_wait(uint32_t pending) { hooks.copy_async_wait(pending, SIMT_HER
 
 using simt::hooks;
 
-SIMT_EXPORT void simt_bind(const simt::Hooks* table) { simt::hooks = *table; }
+// Once: another thread that loads the same library may run kernels of it already.
+SIMT_EXPORT void simt_bind(const simt::Hooks* table) {
+    if (simt::hooks.barrier == nullptr) simt::hooks = *table;
+}
 
 // The first kernel of the list, and the range of addresses of this library.
 SIMT_EXPORT const simt::Kernel* simt_describe(uintptr_t* image) {
