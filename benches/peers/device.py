@@ -1,0 +1,146 @@
+"""The families in PyTorch's own operations on a CUDA device, timed by the device's events.
+
+One JSON line per measurement, or with --table a Markdown table. The shapes are in device.json. TF32 is off: an f32 row is
+f32 arithmetic.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+
+SHAPES = json.loads((pathlib.Path(__file__).resolve().parent / "device.json").read_text(encoding="utf-8"))
+TAU, LABELS, ITERATIONS = 0.07, 1000, 10
+# Scores of a call in PyTorch: the batch is cut so that one piece of the matrix stays below this.
+MOST_BYTES = 8 << 30
+
+
+def unit(torch, rows, columns, seed, dtype):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    x = torch.randn(rows, columns, generator=generator, device="cuda")
+    return torch.nn.functional.normalize(x, dim=1).to(dtype)
+
+
+def neighbors(torch, shape, dtype):
+    batch, keys, dimension, k = shape
+    queries, bank = unit(torch, batch, dimension, 1, dtype), unit(torch, keys, dimension, 2, dtype)
+    rows = max(1, MOST_BYTES // (keys * dtype.itemsize))
+
+    def search():
+        for first in range(0, batch, rows):
+            torch.topk(queries[first : first + rows] @ bank.T, k, dim=1)
+
+    yield "torch matmul + topk", search
+
+
+def contrast(torch, shape, dtype):
+    batch, keys, dimension = shape
+    x = unit(torch, batch, dimension, 1, dtype).requires_grad_()
+    y = unit(torch, keys, dimension, 2, dtype)
+    generator = torch.Generator("cuda").manual_seed(7)
+    x_labels = torch.randint(LABELS, (batch,), generator=generator, device="cuda")
+    y_labels = torch.randint(LABELS, (keys,), generator=generator, device="cuda")
+
+    def loss(x):
+        scores = (x @ y.T).float() / TAU
+        positive = x_labels[:, None] == y_labels[None, :]
+        count = positive.sum(1)
+        of_positives = torch.where(positive, scores, 0.0).sum(1) / count.clamp_min(1)
+        per_row = torch.where(count > 0, torch.logsumexp(scores, 1) - of_positives, 0.0)
+        return per_row.sum() / (count > 0).sum()
+
+    def eager():
+        x.grad = None
+        loss(x).backward()
+
+    yield "torch eager, equal weights", eager
+    compiled = torch.compile(loss)
+
+    def fused():
+        x.grad = None
+        compiled(x).backward()
+
+    yield "torch.compile, equal weights", fused
+
+
+def clusters(torch, shape, dtype):
+    classes, rows, dimension, k = shape
+    generator = torch.Generator("cuda").manual_seed(1)
+    points = torch.randn(classes, rows, dimension, generator=generator, device="cuda").to(dtype)
+
+    def fit():
+        centroids = points[:, :k].float()
+        for _ in range(ITERATIONS):
+            scores = torch.baddbmm(
+                (centroids * centroids).sum(2)[:, None, :].to(dtype), points, centroids.to(dtype).mT, beta=1.0, alpha=-2.0
+            )
+            nearest = scores.argmin(2)
+            members = torch.nn.functional.one_hot(nearest, k).to(dtype)
+            sums = torch.bmm(members.mT, points).float()
+            centroids = sums / members.sum(1).float().clamp_min(1.0)[:, :, None]
+        return centroids
+
+    yield "torch bmm + argmin", fit
+
+
+FAMILIES = {"neighbors": neighbors, "contrast": contrast, "clusters": clusters}
+
+
+def milliseconds(torch, call, repeats):
+    """Of each call, after three that are not timed."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return times
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--table", action="store_true", help="a Markdown table instead of JSON lines")
+    options = parser.parse_args()
+
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("device.py: torch sees no CUDA device")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if options.table:
+        device = torch.cuda.get_device_name()
+        print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, {device}, medians of {options.repeats}\n")
+        print("| family | shape | type | peer | ms | lowest | highest |\n|---|---|---|---|---:|---:|---:|")
+    for family, peers in FAMILIES.items():
+        for shape in SHAPES[family]:
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                name = str(dtype).removeprefix("torch.")
+                # A peer that fails is said to have failed; the others are measured all the same.
+                try:
+                    for peer, call in peers(torch, shape, dtype):
+                        times = milliseconds(torch, call, options.repeats)
+                        report(options.table, family, shape, name, peer, times)
+                except Exception as error:
+                    reason = (str(error).splitlines() or [""])[0]
+                    report(options.table, family, shape, name, f"failed: {type(error).__name__}: {reason}", [])
+                torch.cuda.empty_cache()
+
+
+def report(table, family, shape, dtype, peer, times):
+    median, low, high = (statistics.median(times), min(times), max(times)) if times else (None, None, None)
+    if table:
+        figures = " | ".join("–" if x is None else f"{x:.3f}" for x in (median, low, high))
+        print(f"| {family} | {' × '.join(map(str, shape))} | {dtype} | {peer} | {figures} |", flush=True)
+    else:
+        line = {"family": family, "shape": shape, "dtype": dtype, "peer": peer}
+        line |= {"median_ms": median, "min_ms": low, "max_ms": high}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
