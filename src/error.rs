@@ -12,6 +12,9 @@ pub enum Error {
     /// A shape, a range or a value that the backend refuses.
     #[error(transparent)]
     Argument(#[from] consonance_cpu::Error),
+    /// A kernel that could not be run, or what it found.
+    #[error(transparent)]
+    Kernel(crate::cuda::Error),
     /// An error of Candle itself.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -81,6 +84,15 @@ pub enum Error {
 
 /// The result of every public function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<crate::cuda::Error> for Error {
+    fn from(error: crate::cuda::Error) -> Self {
+        match error {
+            crate::cuda::Error::Argument(argument) => Self::Argument(argument),
+            other => Self::Kernel(other),
+        }
+    }
+}
 
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {

@@ -28,6 +28,8 @@ pub use ops::discrimination::{
 #[cfg(feature = "candle")]
 pub use ops::neighbors::{MAX_K, Metric, NO_NEIGHBOR, Neighbors, NeighborsOptions, neighbors};
 #[cfg(feature = "candle")]
+pub use ops::place::with_kernels_on;
+#[cfg(feature = "candle")]
 pub use ops::ranking::{ApVariant, JUNK, Ranking, RankingOptions, ranking};
 #[cfg(feature = "candle")]
 pub use {

@@ -94,6 +94,16 @@ impl Memory {
     pub fn owner<T: Any>(&self) -> Option<&T> {
         self.owner.downcast_ref()
     }
+
+    /// What keeps the memory, when it is a `T`, instead of the memory.
+    ///
+    /// # Errors
+    /// The memory itself, when it is not a `T`.
+    pub fn into_owner<T: Any>(self) -> std::result::Result<Box<T>, Self> {
+        let Self { address, bytes, owner } = self;
+        // `Box<dyn Any + Send>` gives back itself when it is not a `T`.
+        owner.downcast().map_err(|owner| Self { address, bytes, owner })
+    }
 }
 
 impl std::fmt::Debug for Memory {
@@ -234,41 +244,55 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// `u32` or `f32` numbers in the memory of a device.
-#[derive(Debug, Clone, Copy)]
-pub struct Words<'a> {
+/// Elements of `T` in the memory of a device.
+#[derive(Debug)]
+pub struct Elements<'a, T> {
     address: u64,
     len: usize,
-    memory: PhantomData<&'a ()>,
+    memory: PhantomData<&'a T>,
 }
 
-impl<'a> Words<'a> {
-    /// The first `len` words of borrowed memory.
+/// `u32` or `f32` numbers in the memory of a device.
+pub type Words<'a> = Elements<'a, u32>;
+/// Bytes in the memory of a device.
+pub type Bytes<'a> = Elements<'a, u8>;
+
+impl<T> Clone for Elements<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Elements<'_, T> {}
+
+impl<'a, T> Elements<'a, T> {
+    /// The first `len` elements of borrowed memory.
     ///
     /// # Errors
     /// [`Error::Argument`] when the memory is shorter.
     pub fn new(op: &'static str, argument: &'static str, memory: &'a Memory, len: usize) -> Result<Self> {
-        if len > memory.bytes() / 4 {
-            let expected = format!("at most {} words", memory.bytes() / 4);
+        let most = memory.bytes() / size_of::<T>();
+        if len > most {
+            let expected = format!("at most {most} elements");
             return Err(consonance_cpu::Error::shape(op, argument, &[len], expected).into());
         }
         Ok(Self { address: memory.address(), len, memory: PhantomData })
     }
 
-    /// Words at an address of the device.
+    /// Elements at an address of the device.
     ///
     /// # Safety
-    /// During `'a` the device holds `len` words there, at a multiple of 4.
+    /// During `'a` the device holds `len` elements there, at a multiple of their size.
     pub unsafe fn from_address(address: u64, len: usize) -> Self {
         Self { address, len, memory: PhantomData }
     }
 
-    /// The device's address of the first word.
+    /// The device's address of the first element.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// Number of words.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }

@@ -18,5 +18,5 @@ pub mod segments;
 #[cfg(feature = "cuda")]
 pub use driver::{CudaExecutor, available, device_count};
 pub use error::{Error, Result};
-pub use executor::{DType, Executor, Launch, Limits, Matrix, Memory, Params, Words};
+pub use executor::{Bytes, DType, Elements, Executor, Launch, Limits, Matrix, Memory, Params, Words};
 pub use segments::Order;

@@ -5,7 +5,7 @@ use consonance_cpu::neighbors::{MAX_K, Metric};
 use super::abi::{self, FEW_ROWS, MANY_ROWS, MAX_PASS, RING, TILE_KEYS, TILE_THREADS};
 use super::executor::launch;
 use super::scratch::Scratch;
-use super::{DType, Executor, Limits, Matrix, Memory, Order, Result, Words};
+use super::{Bytes, DType, Executor, Limits, Matrix, Memory, Order, Result, Words};
 
 const OP: &str = "neighbors";
 const FAMILY: &str = "neighbors";
@@ -176,7 +176,7 @@ pub fn neighbors(executor: &dyn Executor, search: &Search<'_>) -> Result<Found> 
         left: [layout.take(b * size_of::<u32>()), layout.take(b * size_of::<u32>())],
         left_count: [layout.take(size_of::<u32>()), layout.take(size_of::<u32>())],
     };
-    let scratch = executor.allocate(OP, layout.bytes())?;
+    let scratch = executor.scratch(OP, layout.bytes())?;
     let run = Run { executor, search, found: &found, scratch: scratch.address(), buffers };
     for (from, plan) in passes {
         run.pass(from, (k - from).min(MAX_PASS), &plan)?;
@@ -371,10 +371,10 @@ fn check(search: &Search<'_>) -> Result<()> {
 ///
 /// # Errors
 /// [`super::Error::Argument`] for no or too many keys, and those of allocation and launch.
-pub fn pack_bits(executor: &dyn Executor, mask: &Memory, keys: usize) -> Result<Memory> {
-    if keys == 0 || keys > mask.bytes() || keys > u32::MAX as usize {
-        let most = mask.bytes().min(u32::MAX as usize);
-        return Err(consonance_cpu::Error::range(OP, "allow", keys, format!("1..={most} keys")).into());
+pub fn pack_bits(executor: &dyn Executor, mask: Bytes<'_>) -> Result<Memory> {
+    let keys = mask.len();
+    if keys == 0 || keys >= u32::MAX as usize {
+        return Err(consonance_cpu::Error::range(OP, "allow", keys, "1..2^32 - 1 keys").into());
     }
     let bits = executor.allocate(OP, keys.div_ceil(32) * size_of::<u32>())?;
     let params =

@@ -49,7 +49,7 @@ pub fn sort(executor: &dyn Executor, labels: Words<'_>) -> Result<Order> {
     let mut layout = Scratch::new();
     let (other, counts) =
         (layout.take(len * size_of::<u32>()), layout.take(SORT_DIGITS * blocks * size_of::<u32>()));
-    let scratch = executor.allocate(OP, layout.bytes())?;
+    let scratch = executor.scratch(OP, layout.bytes())?;
     let targets = [scratch.address() + other, numbers.address()];
     let mut from = 0;
     for (pass, shift) in [0, 8, 16, 24].into_iter().enumerate() {

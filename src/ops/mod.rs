@@ -6,6 +6,7 @@ pub(crate) mod contrast;
 pub(crate) mod credibility;
 pub(crate) mod discrimination;
 pub(crate) mod neighbors;
+pub(crate) mod place;
 pub(crate) mod ranking;
 pub(crate) mod soft_assignment;
 pub(crate) mod view;

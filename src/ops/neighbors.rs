@@ -1,10 +1,11 @@
 //! Exact nearest neighbors of a batch in a bank.
 
-use std::sync::{Mutex, PoisonError};
+mod kernels;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Tensor};
 use consonance_cpu::neighbors as cpu;
 
+use super::place::Place;
 use super::view::{self, Matrix};
 use crate::{Error, Result};
 
@@ -23,6 +24,7 @@ pub struct NeighborsOptions {
     labels: Option<(Tensor, Tensor)>,
     ids: Option<(Tensor, Tensor)>,
     allow: Option<Tensor>,
+    check_rows: bool,
 }
 
 impl NeighborsOptions {
@@ -31,7 +33,7 @@ impl NeighborsOptions {
     /// `k` may exceed the number of keys: the places without a neighbor hold the index [`NO_NEIGHBOR`] and the
     /// score −∞ (+∞ for squared L2).
     pub fn new(k: usize) -> Self {
-        Self { k, metric: Metric::default(), labels: None, ids: None, allow: None }
+        Self { k, metric: Metric::default(), labels: None, ids: None, allow: None, check_rows: true }
     }
 
     /// Compares rows by `metric`.
@@ -56,6 +58,16 @@ impl NeighborsOptions {
         self
     }
 
+    /// Whether a search on a GPU waits for its end and reports rows that cannot be compared, as it does at first.
+    ///
+    /// Without, nothing waits for the device, and such a row has no neighbors and is none. On the CPU rows are
+    /// always checked.
+    #[must_use]
+    pub fn check_rows(mut self, check: bool) -> Self {
+        self.check_rows = check;
+        self
+    }
+
     /// Finds only keys whose mask is not 0: `mask` `[N]`, `u8`. Slots that are masked out may hold anything.
     #[must_use]
     pub fn allow(mut self, mask: &Tensor) -> Self {
@@ -75,8 +87,8 @@ pub struct Neighbors {
 
 /// The `k` nearest rows of `bank` `[N, D]` for every row of `queries` `[B, D]`, without the `[B, N]` matrix.
 ///
-/// Both are `f32`, `f16` or `bf16`, also one so and one so, in any layout: offset views and views of columns are
-/// read in place, others are copied. The scores are `f32` sums over the stored values; the neighbors are exact
+/// Both are `f32`, `f16` or `bf16`, also one so and one so (on a GPU both alike), in any layout: offset views and
+/// views of columns are read in place, others are copied. The scores are `f32` sums over the stored values; the neighbors are exact
 /// for these scores, of equal scores the smaller index comes first, and the bits depend neither on the number of
 /// threads nor on the other queries. Rows that `same_label` or `allow` leave out are not looked at.
 ///
@@ -87,8 +99,25 @@ pub struct Neighbors {
 /// # Errors
 /// [`Error::Rank`], [`Error::DType`] and [`Error::Device`] for a wrong kind of tensor; [`Error::Argument`] for
 /// disagreeing shapes, `k` outside `1..=1024`, an empty batch or bank, rows that are not finite, rows of norm
-/// zero with the cosine, and rows so large that a score could overflow.
+/// zero with the cosine, and rows so large that a score could overflow ([`Error::Kernel`] on a GPU, which also
+/// tells of a missing device, kernel or memory).
 pub fn neighbors(queries: &Tensor, bank: &Tensor, options: &NeighborsOptions) -> Result<Neighbors> {
+    let place = Place::of(OP, "queries", queries)?;
+    let found = match &place {
+        Some(place) => kernels::search(place, queries, bank, options)?,
+        None => on_cpu(queries, bank, options)?,
+    };
+    let tracked = (queries.track_op(), bank.track_op());
+    if tracked == (false, false) {
+        return Ok(found);
+    }
+    let (indices, metric) = (found.indices.clone(), options.metric);
+    let op = Scores { found, metric, tracked, place };
+    Ok(Neighbors { scores: queries.apply_op2(bank, op)?, indices })
+}
+
+/// The neighbors by the CPU backend, untracked.
+fn on_cpu(queries: &Tensor, bank: &Tensor, options: &NeighborsOptions) -> Result<Neighbors> {
     let (left, right) = (Matrix::new(OP, "queries", queries)?, Matrix::new(OP, "bank", bank)?);
     let (b, n) = (left.rows(), right.rows());
     let pair = |tensors: &Option<(Tensor, Tensor)>, names: (&'static str, &'static str)| match tensors {
@@ -103,28 +132,20 @@ pub fn neighbors(queries: &Tensor, bank: &Tensor, options: &NeighborsOptions) ->
         Some(mask) => Some(bits(&view::mask(OP, "allow", mask, n)?)),
         None => None,
     };
-    let found = {
-        let (left, right) = (left.lock(), right.lock());
-        let options = cpu::Options {
-            k: options.k,
-            metric: options.metric,
-            labels: labels.as_ref().map(|(q, k)| (q.as_slice(), k.as_slice())),
-            ids: ids.as_ref().map(|(q, k)| (q.as_slice(), k.as_slice())),
-            allow: allow.as_deref(),
-        };
-        cpu::neighbors(&left.rows()?, &right.rows()?, &options)?
+    let (left, right) = (left.lock(), right.lock());
+    let options = cpu::Options {
+        k: options.k,
+        metric: options.metric,
+        labels: labels.as_ref().map(|(q, k)| (q.as_slice(), k.as_slice())),
+        ids: ids.as_ref().map(|(q, k)| (q.as_slice(), k.as_slice())),
+        allow: allow.as_deref(),
     };
+    let found = cpu::neighbors(&left.rows()?, &right.rows()?, &options)?;
     let shape = (b, options.k);
-    let indices = Tensor::from_vec(found.indices.clone(), shape, &Device::Cpu)?;
-    let tracked = (queries.track_op(), bank.track_op());
-    let scores = match tracked {
-        (false, false) => Tensor::from_vec(found.scores, shape, &Device::Cpu)?,
-        _ => {
-            let (scores, metric) = (Mutex::new(Some(found.scores)), options.metric);
-            queries.apply_op2(bank, Scores { scores, indices: found.indices, metric, tracked })?
-        }
-    };
-    Ok(Neighbors { scores, indices })
+    Ok(Neighbors {
+        scores: Tensor::from_vec(found.scores, shape, &Device::Cpu)?,
+        indices: Tensor::from_vec(found.indices, shape, &Device::Cpu)?,
+    })
 }
 
 fn bits(mask: &[bool]) -> Vec<u64> {
@@ -135,11 +156,31 @@ fn bits(mask: &[bool]) -> Vec<u64> {
 
 /// The scores as an op of their inputs: computed before, handed over in the forward pass.
 struct Scores {
-    scores: Mutex<Option<Vec<f32>>>,
-    indices: Vec<u32>,
+    found: Neighbors,
     metric: Metric,
     tracked: (bool, bool),
+    place: Option<Place>,
 }
+
+impl Scores {
+    fn gradients_on_cpu(&self, queries: &Tensor, bank: &Tensor, upstream: &Tensor) -> Result<Gradients> {
+        let upstream = upstream.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let indices = self.found.indices.flatten_all()?.to_vec1::<u32>()?;
+        let (left, right) = (Matrix::new(OP, "queries", queries)?, Matrix::new(OP, "bank", bank)?);
+        let (dq, dk) = {
+            let (left, right) = (left.lock(), right.lock());
+            let pairs = (indices.as_slice(), upstream.as_slice());
+            cpu::gradients(&left.rows()?, &right.rows()?, self.metric, pairs, self.tracked.1)?
+        };
+        let tensor = |gradient: Vec<f32>, of: &Tensor| -> Result<Tensor> {
+            Ok(Tensor::from_vec(gradient, of.shape(), &Device::Cpu)?.to_dtype(of.dtype())?)
+        };
+        let dq = if self.tracked.0 { Some(tensor(dq, queries)?) } else { None };
+        Ok((dq, dk.map(|dk| tensor(dk, bank)).transpose()?))
+    }
+}
+
+type Gradients = (Option<Tensor>, Option<Tensor>);
 
 impl CustomOp2 for Scores {
     fn name(&self) -> &'static str {
@@ -149,15 +190,23 @@ impl CustomOp2 for Scores {
     fn cpu_fwd(
         &self,
         _: &CpuStorage,
-        queries: &Layout,
+        _: &Layout,
         _: &CpuStorage,
         _: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let rows = queries.dims().first().copied().unwrap_or_default();
-        match self.scores.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(scores) => Ok((CpuStorage::F32(scores), (rows, self.indices.len() / rows.max(1)).into())),
-            None => Err(candle_core::Error::Msg(format!("{OP}: the op was applied twice"))),
-        }
+        let scores = self.found.scores.flatten_all()?.to_vec1::<f32>()?;
+        Ok((CpuStorage::F32(scores), self.found.scores.shape().clone()))
+    }
+
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(
+        &self,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        super::place::cuda_storage(&self.found.scores)
     }
 
     fn bwd(
@@ -166,19 +215,14 @@ impl CustomOp2 for Scores {
         bank: &Tensor,
         _: &Tensor,
         upstream: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let upstream = upstream.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let (left, right) = (Matrix::new(OP, "queries", queries)?, Matrix::new(OP, "bank", bank)?);
-        let (dq, dk) = {
-            let (left, right) = (left.lock(), right.lock());
-            let pairs = (self.indices.as_slice(), upstream.as_slice());
-            cpu::gradients(&left.rows()?, &right.rows()?, self.metric, pairs, self.tracked.1)
-                .map_err(Error::from)?
+    ) -> candle_core::Result<Gradients> {
+        let gradients = match &self.place {
+            Some(place) => {
+                let indices = &self.found.indices;
+                kernels::gradients(place, (queries, bank), self.metric, indices, upstream, self.tracked)
+            }
+            None => self.gradients_on_cpu(queries, bank, upstream),
         };
-        let tensor = |gradient: Vec<f32>, of: &Tensor| {
-            Tensor::from_vec(gradient, of.shape(), &Device::Cpu)?.to_dtype(of.dtype())
-        };
-        let dq = if self.tracked.0 { Some(tensor(dq, queries)?) } else { None };
-        Ok((dq, dk.map(|dk| tensor(dk, bank)).transpose()?))
+        Ok(gradients?)
     }
 }

@@ -1,11 +1,12 @@
 //! Retrieval measures of a batch of queries over a gallery.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use consonance_cpu::neighbors::Metric;
 use consonance_cpu::ranking as cpu;
 
+use super::place::Place;
 use super::view::{self, Matrix};
-use crate::{Error, Result};
+use crate::{Error, Result, cuda};
 
 pub use cpu::{ApVariant, JUNK, Ranking};
 
@@ -98,19 +99,17 @@ impl RankingOptions {
 /// finite (junk is not looked at), rows of norm zero with the cosine, and rows so large that a score could
 /// overflow.
 pub fn ranking(queries: &Tensor, gallery: &Tensor, options: &RankingOptions) -> Result<Ranking> {
-    let (left, right) = (Matrix::new(OP, "queries", queries)?, Matrix::new(OP, "gallery", gallery)?);
-    let (b, n) = (left.rows(), right.rows());
+    let place = Place::of(OP, "queries", queries)?;
+    let rows = |argument, tensor| Ok::<_, Error>(view::matrix(OP, argument, tensor)?.0.dims()[0]);
+    let (b, n) = (rows("queries", queries)?, rows("gallery", gallery)?);
     let query_labels = labels("query_labels", &options.labels.0, b)?;
     let gallery_labels = labels("gallery_labels", &options.labels.1, n)?;
     let pair = |tensors: &Option<(Tensor, Tensor)>, names: (&'static str, &'static str)| match tensors {
-        Some((q, g)) => {
-            Ok::<_, Error>(Some((view::labels(OP, names.0, q, b)?, view::labels(OP, names.1, g, n)?)))
-        }
+        Some((q, g)) => Ok::<_, Error>(Some((values(names.0, q, b)?, values(names.1, g, n)?))),
         None => Ok(None),
     };
     let cameras = pair(&options.cameras, ("query_cameras", "gallery_cameras"))?;
     let ids = pair(&options.ids, ("query_ids", "gallery_ids"))?;
-    let (left, right) = (left.lock(), right.lock());
     let options = cpu::Options {
         metric: options.metric,
         variant: options.variant,
@@ -120,11 +119,23 @@ pub fn ranking(queries: &Tensor, gallery: &Tensor, options: &RankingOptions) -> 
         keep_ranks: options.keep_ranks,
         ..cpu::Options::new(&query_labels, &gallery_labels)
     };
+    if let Some(place) = place {
+        let (left, right) = (place.matrix(OP, "queries", queries)?, place.matrix(OP, "gallery", gallery)?);
+        return Ok(cuda::ranking::ranking(place.executor(), &left.matrix(), &right.matrix(), &options)?);
+    }
+    let (left, right) = (Matrix::new(OP, "queries", queries)?, Matrix::new(OP, "gallery", gallery)?);
+    let (left, right) = (left.lock(), right.lock());
     Ok(cpu::ranking(&left.rows()?, &right.rows()?, &options)?)
+}
+
+/// Cameras or ids, from any device.
+fn values(argument: &'static str, tensor: &Tensor, len: usize) -> Result<Vec<u32>> {
+    view::labels(OP, argument, &tensor.to_device(&Device::Cpu)?, len)
 }
 
 /// Labels with −1 for junk.
 fn labels(argument: &'static str, tensor: &Tensor, len: usize) -> Result<Vec<u32>> {
+    let tensor = &tensor.to_device(&Device::Cpu)?;
     if tensor.dtype() != DType::I64 || tensor.rank() != 1 {
         return view::labels(OP, argument, tensor, len);
     }

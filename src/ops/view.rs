@@ -31,6 +31,25 @@ pub(crate) fn check_cpu(op: &'static str, argument: &'static str, tensor: &Tenso
     }
 }
 
+/// A float matrix `[rows, cols]` whose rows are contiguous, and the distance between rows: the tensor itself, or a
+/// copy of another layout, which carries no gradient.
+///
+/// # Errors
+/// [`Error::Rank`] and [`Error::DType`].
+pub(super) fn matrix(op: &'static str, argument: &'static str, tensor: &Tensor) -> Result<(Tensor, usize)> {
+    if tensor.rank() != 2 {
+        let (got, expected) = (tensor.rank(), "a matrix [rows, dimension]");
+        return Err(Error::Rank { op, argument, got, expected });
+    }
+    if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+        return Err(Error::DType { op, argument, got: tensor.dtype(), expected: FLOATS });
+    }
+    match row_stride(tensor.layout()) {
+        Some(stride) => Ok((tensor.clone(), stride)),
+        None => Ok((tensor.detach().force_contiguous()?, tensor.dims()[1])),
+    }
+}
+
 /// A float matrix `[rows, cols]` on the CPU whose rows can be read in place.
 #[derive(Debug, Clone)]
 pub(crate) struct Matrix {
@@ -48,21 +67,7 @@ impl Matrix {
     /// [`Error::Rank`], [`Error::DType`] and [`Error::Device`].
     pub(crate) fn new(op: &'static str, argument: &'static str, tensor: &Tensor) -> Result<Self> {
         check_cpu(op, argument, tensor)?;
-        if tensor.rank() != 2 {
-            return Err(Error::Rank {
-                op,
-                argument,
-                got: tensor.rank(),
-                expected: "a matrix [rows, dimension]",
-            });
-        }
-        if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
-            return Err(Error::DType { op, argument, got: tensor.dtype(), expected: FLOATS });
-        }
-        let tensor = match row_stride(tensor.layout()) {
-            Some(_) => tensor.clone(),
-            None => tensor.detach().force_contiguous()?,
-        };
+        let (tensor, _) = matrix(op, argument, tensor)?;
         Ok(Self { op, argument, tensor })
     }
 
@@ -143,12 +148,48 @@ pub(crate) fn rows<'a>(
     Ok(Rows::strided(op, argument, elements, shape, stride)?)
 }
 
+/// The bytes of a CPU tensor's storage from its first element on.
+///
+/// # Errors
+/// [`Error::DType`] for other types than the kernels read.
+pub(super) fn bytes(op: &'static str, tensor: &Tensor) -> Result<Vec<u8>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let start = layout.start_offset();
+    fn rest<T: bytemuck::NoUninit>(elements: &[T], start: usize) -> Vec<u8> {
+        bytemuck::cast_slice(elements.get(start..).unwrap_or_default()).to_vec()
+    }
+    Ok(match &*storage {
+        Storage::Cpu(CpuStorage::F32(x)) => rest(x, start),
+        Storage::Cpu(CpuStorage::F16(x)) => rest(x, start),
+        Storage::Cpu(CpuStorage::BF16(x)) => rest(x, start),
+        Storage::Cpu(CpuStorage::U32(x)) => rest(x, start),
+        Storage::Cpu(CpuStorage::U8(x)) => rest(x, start),
+        _ => {
+            let (argument, got) = ("tensor", tensor.dtype());
+            return Err(Error::DType { op, argument, got, expected: "f32, f16, bf16, u32 or u8 on the CPU" });
+        }
+    })
+}
+
 fn vector<T: candle_core::WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
     Ok(tensor.detach().to_vec1::<T>()?)
 }
 
 fn check_vector(op: &'static str, argument: &'static str, tensor: &Tensor, len: usize) -> Result<()> {
     check_cpu(op, argument, tensor)?;
+    check_vector_shape(op, argument, tensor, len)
+}
+
+/// Checks for a vector of so many elements.
+///
+/// # Errors
+/// [`Error::Rank`] and [`Error::Argument`].
+pub(super) fn check_vector_shape(
+    op: &'static str,
+    argument: &'static str,
+    tensor: &Tensor,
+    len: usize,
+) -> Result<()> {
     if tensor.rank() != 1 {
         return Err(Error::Rank { op, argument, got: tensor.rank(), expected: "a vector, one value a row" });
     }

@@ -45,6 +45,17 @@ impl Buffer {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    pub(super) fn is_on(&self, stream: &CudaStream) -> bool {
+        self.stream.cu_stream() == stream.cu_stream() && self.stream.context() == stream.context()
+    }
+}
+
+impl Buffer {
+    /// The address of memory that the caller now has to free, as [`Drop`] would.
+    pub(super) fn leak(self) -> u64 {
+        std::mem::ManuallyDrop::new(self).address
+    }
 }
 
 impl Drop for Buffer {

@@ -11,7 +11,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 
-use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, result, sys};
 
 use super::{Error, Executor, Launch, Limits, Memory, Result};
 use buffer::{Arena, Buffer};
@@ -118,6 +118,29 @@ impl CudaExecutor {
         Ok(made)
     }
 
+    /// Memory of this executor as cudarc's slice of its first `len` elements, which frees it from now on.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the memory is shorter, or not from [`Executor::allocate`] of a CUDA executor.
+    pub fn into_slice<T: DeviceRepr>(
+        &self,
+        op: &'static str,
+        memory: Memory,
+        len: usize,
+    ) -> Result<CudaSlice<T>> {
+        let bytes = memory.bytes();
+        let buffer = match memory.into_owner::<Buffer>() {
+            Ok(buffer) if len <= bytes / size_of::<T>() && buffer.is_on(&self.stream) => buffer,
+            _ => {
+                let expected = format!("memory of this executor with {len} elements");
+                return Err(consonance_cpu::Error::shape(op, "memory", &[bytes], expected).into());
+            }
+        };
+        // SAFETY: the address is that of a live allocation on this stream with room for `len` elements, which nobody
+        // else frees any more; cudarc frees it by the same rule as `Buffer`. Any bits are a `T`, a plain number.
+        Ok(unsafe { self.stream.upgrade_device_ptr(buffer.leak(), len) })
+    }
+
     /// The stream that everything runs on.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
@@ -146,6 +169,26 @@ impl CudaExecutor {
         work()?;
         let end = event()?;
         self.call(op, "measuring time", start.elapsed_ms(&end))
+    }
+
+    /// The milliseconds of a copy of so many bytes from one place of the device to another, the median of 10: the
+    /// ceiling of what a kernel can read and write.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and errors of the driver.
+    pub fn copy_milliseconds(&self, op: &'static str, bytes: usize) -> Result<f32> {
+        let (from, to) = (self.buffer(op, bytes)?, self.buffer(op, bytes)?);
+        let copy = || {
+            // SAFETY: both buffers are live on this stream and hold `bytes` bytes; what is copied does not matter.
+            let copied = unsafe {
+                result::memcpy_dtod_async(to.address(), from.address(), bytes, self.stream.cu_stream())
+            };
+            self.call(op, "copying on the device", copied)
+        };
+        copy()?;
+        let mut times = (0..10).map(|_| self.milliseconds(op, copy)).collect::<Result<Vec<f32>>>()?;
+        times.sort_by(f32::total_cmp);
+        Ok(times[5])
     }
 
     /// Makes the context current, on the right thread.

@@ -1,7 +1,7 @@
 //! The kernels, on any executor.
 
 use consonance::cuda::neighbors::{Classes, Search, Side, gradient, neighbors, pack_bits};
-use consonance::cuda::{Executor, Matrix, Memory, Result, Words, ranking, segments};
+use consonance::cuda::{Bytes, Executor, Matrix, Memory, Result, Words, ranking, segments};
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
@@ -36,7 +36,11 @@ impl<E: Executor> OnDevice<E> {
         self.executor.upload(OP, bytemuck::cast_slice(words))
     }
 
-    fn words<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&self, memory: &Memory, len: usize) -> Result<Vec<T>> {
+    fn words<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        memory: &Memory,
+        len: usize,
+    ) -> Result<Vec<T>> {
         let mut values = vec![T::zeroed(); len];
         self.executor.download(OP, memory, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
@@ -60,12 +64,14 @@ impl<E: Executor> OnDevice<E> {
         };
         let labels = labels.as_ref().map(sides).transpose()?;
         let orders = labels
-            .map(|(q, k)| Ok::<_, consonance::cuda::Error>((segments::sort(executor, q)?, segments::sort(executor, k)?)))
+            .map(|(q, k)| {
+                Ok::<_, consonance::cuda::Error>((segments::sort(executor, q)?, segments::sort(executor, k)?))
+            })
             .transpose()?;
         let mask = case.allow.as_ref().map(|allow| {
             let bytes: Vec<u8> = allow.iter().map(|on| u8::from(*on)).collect();
             let mask = executor.upload(OP, &bytes)?;
-            pack_bits(executor, &mask, n)
+            pack_bits(executor, Bytes::new(OP, "allow", &mask, n)?)
         });
         let mask = mask.transpose()?;
         let search = Search {
@@ -73,15 +79,21 @@ impl<E: Executor> OnDevice<E> {
             bank: self.matrix(&case.bank, &bank)?,
             k: case.k,
             metric: case.metric,
-            labels: labels.zip(orders.as_ref()).map(|((query_labels, key_labels), (query_order, key_order))| {
-                Classes { query_labels, key_labels, query_order, key_order }
-            }),
+            labels: labels.zip(orders.as_ref()).map(
+                |((query_labels, key_labels), (query_order, key_order))| Classes {
+                    query_labels,
+                    key_labels,
+                    query_order,
+                    key_order,
+                },
+            ),
             ids: ids.as_ref().map(sides).transpose()?,
             allow: mask.as_ref().map(|bits| Words::new(OP, "allow", bits, n.div_ceil(32))).transpose()?,
         };
         let found = neighbors(executor, &search)?;
         found.check(executor)?;
-        let (scores, indices) = (self.words(&found.scores, b * case.k)?, self.words(&found.indices, b * case.k)?);
+        let (scores, indices) =
+            (self.words(&found.scores, b * case.k)?, self.words(&found.indices, b * case.k)?);
         Ok(Neighbors { k: case.k, scores, indices })
     }
 

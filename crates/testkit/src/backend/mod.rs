@@ -1,6 +1,8 @@
 //! What a case runs on: the CPU backend, or the kernels on some executor.
 
 mod device;
+mod guarded;
+mod recorded;
 mod simt;
 
 use consonance_cpu::neighbors::{self as cpu, Metric, Neighbors};
@@ -9,6 +11,8 @@ use consonance_cpu::ranking::{self, ApVariant, Ranking};
 use crate::stored::Stored;
 
 pub use device::OnDevice;
+pub use guarded::Guarded;
+pub use recorded::Recorded;
 pub use simt::{Simt, kernel_folder, kernel_sources};
 
 /// A number for every row of both sides.
@@ -115,13 +119,37 @@ pub trait Backend {
     ///
     /// # Errors
     /// What the backend says.
-    fn gradients(&self, case: &NeighborsCase, indices: &[u32], upstream: &[f32]) -> Result<Gradients, String>;
+    fn gradients(&self, case: &NeighborsCase, indices: &[u32], upstream: &[f32])
+    -> Result<Gradients, String>;
 
     /// The measures of a ranking.
     ///
     /// # Errors
     /// What the backend says.
     fn ranking(&self, case: &RankingCase) -> Result<Ranking, String>;
+}
+
+impl<B: Backend + ?Sized> Backend for &B {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn neighbors(&self, case: &NeighborsCase) -> Result<Neighbors, String> {
+        (**self).neighbors(case)
+    }
+
+    fn gradients(
+        &self,
+        case: &NeighborsCase,
+        indices: &[u32],
+        upstream: &[f32],
+    ) -> Result<Gradients, String> {
+        (**self).gradients(case, indices, upstream)
+    }
+
+    fn ranking(&self, case: &RankingCase) -> Result<Ranking, String> {
+        (**self).ranking(case)
+    }
 }
 
 /// `consonance-cpu`.
@@ -161,7 +189,12 @@ impl Backend for Cpu {
         })
     }
 
-    fn gradients(&self, case: &NeighborsCase, indices: &[u32], upstream: &[f32]) -> Result<Gradients, String> {
+    fn gradients(
+        &self,
+        case: &NeighborsCase,
+        indices: &[u32],
+        upstream: &[f32],
+    ) -> Result<Gradients, String> {
         Self::rows(&case.queries, &case.bank, |queries, bank| {
             let (dq, dk) = cpu::gradients(queries, bank, case.metric, (indices, upstream), true)?;
             Ok((dq, dk.unwrap_or_default()))

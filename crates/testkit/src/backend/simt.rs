@@ -10,7 +10,8 @@ use consonance_simt::{Buffer, Device, Fault, Library, Statistics};
 
 /// The folder of the kernels.
 pub fn kernel_folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../kernels")
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
+    folder.canonicalize().expect("the folder kernels/")
 }
 
 /// All kernel files.

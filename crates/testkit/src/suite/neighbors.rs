@@ -78,14 +78,8 @@ fn integer_case(dtype: DType, metric: Metric, [b, n, dim, k]: [usize; 4], seed: 
 
 /// Sizes around tiles of 16 and 64 rows, 64 keys, and slabs of 32 and 64 dimensions; ties by the hundreds.
 fn integers(backend: &dyn Backend) -> Outcome {
-    let shapes = [
-        [1, 1, 1, 1],
-        [3, 7, 5, 9],
-        [16, 64, 32, 8],
-        [17, 65, 33, 5],
-        [65, 63, 16, 10],
-        [66, 200, 72, 12],
-    ];
+    let shapes =
+        [[1, 1, 1, 1], [3, 7, 5, 9], [16, 64, 32, 8], [17, 65, 33, 5], [65, 63, 16, 10], [66, 200, 72, 12]];
     for (seed, shape) in (0..).zip(shapes) {
         for dtype in DType::ALL {
             for metric in [Metric::InnerProduct, Metric::SquaredL2] {
@@ -116,9 +110,8 @@ fn restricted(backend: &dyn Backend) -> Outcome {
             let mut case = integer_case(dtype, metric, [b, n, dim, k], 100 + turn);
             // Labels far apart, so that all digits of a sort count; some have no key, some no query.
             let spread = |label: u32| label.wrapping_mul(0x0102_0405);
-            let labels = |rows, seed| -> Vec<u32> {
-                data::labels(rows, 5, seed).into_iter().map(spread).collect()
-            };
+            let labels =
+                |rows, seed| -> Vec<u32> { data::labels(rows, 5, seed).into_iter().map(spread).collect() };
             if which & 1 != 0 {
                 case.labels = Some((labels(b, turn + 1), labels(n, turn + 2)));
             }
@@ -204,7 +197,10 @@ fn certify(backend: &dyn Backend, case: &NeighborsCase) -> Outcome {
             taken[j] = true;
             let (value, bound) = (exact(j), score_bound(case, i, j));
             let ratio = (sign * f64::from(*score) - value).abs() / bound;
-            ensure!(ratio <= 1.0, "{what}: query {i}, key {j}: score {score}, exact {value}: {ratio:.2} bounds");
+            ensure!(
+                ratio <= 1.0,
+                "{what}: query {i}, key {j}: score {score}, exact {value}: {ratio:.2} bounds"
+            );
             worst = worst.max(ratio);
             let ordered = sign * f64::from(*score);
             ensure!(ordered <= last.0, "{what}: query {i}: scores are not in order");
@@ -266,8 +262,9 @@ fn rows_stand_alone(backend: &dyn Backend) -> Outcome {
         for rows in [vec![69], vec![3, 64, 5], (10..30).collect(), reversed] {
             let some = backend.neighbors(&case.select(&rows))?;
             for (i, from) in rows.iter().enumerate() {
-                let same = row(&some, i).map(|(j, s)| (j, s.to_bits())).eq(row(&all, *from)
-                    .map(|(j, s)| (j, s.to_bits())));
+                let same = row(&some, i)
+                    .map(|(j, s)| (j, s.to_bits()))
+                    .eq(row(&all, *from).map(|(j, s)| (j, s.to_bits())));
                 ensure!(same, "{}: query {from} differs among {} queries", describe(&case), rows.len());
             }
         }
@@ -348,15 +345,24 @@ fn gradients(backend: &dyn Backend) -> Outcome {
                     .filter(|(_, (j, _))| **j != NONE)
                     .map(|(at, (j, g))| (at / k, *j as usize, f64::from(*g)))
                     .collect();
-                let (tq, tk) =
-                    reference::gradients(&case.queries.wide(), &case.bank.wide(), dim, defined(metric), &pairs);
+                let (tq, tk) = reference::gradients(
+                    &case.queries.wide(),
+                    &case.bank.wide(),
+                    dim,
+                    defined(metric),
+                    &pairs,
+                );
                 // Of each term a few roundings, of its coefficient those of three sums of D products; then the sum.
                 let largest = |rows: &Stored| rows.wide().iter().fold(0.0f64, |m, v| m.max(v.abs()));
                 let terms = 8.0 * pairs.iter().map(|p| p.2.abs()).sum::<f64>();
                 let size = largest(&case.queries).max(largest(&case.bank)).max(1.0);
                 let bound = terms * size * (2 * dim + b * k + 8) as f64 * UNIT;
                 for (got, truth, side) in [(&dq, &tq, "queries"), (&dk, &tk, "bank")] {
-                    ensure!(got.len() == truth.len(), "{what}: gradient of {side} has {} elements", got.len());
+                    ensure!(
+                        got.len() == truth.len(),
+                        "{what}: gradient of {side} has {} elements",
+                        got.len()
+                    );
                     let ratio = gradient::worst_ratio(got, truth, |_| bound);
                     ensure!(ratio <= 1.0, "{what}: gradient of {side}: {ratio:.2} bounds");
                 }

@@ -52,7 +52,11 @@ fn equals_definition(backend: &dyn Backend, case: &RankingCase) -> Outcome {
         let query = &queries[i * dim..][..dim];
         let list = reference::ranked_list(query, &gallery, defined(case.metric), |j| role(case, i, j));
         let ranks: Vec<u64> = reference::ranks(&list).into_iter().map(|rank| rank as u64).collect();
-        ensure!(ranking.ranks[i] == ranks, "{what}: query {i}: ranks {:?}, expected {ranks:?}", ranking.ranks[i]);
+        ensure!(
+            ranking.ranks[i] == ranks,
+            "{what}: query {i}: ranks {:?}, expected {ranks:?}",
+            ranking.ranks[i]
+        );
         ensure!(ranking.first_hit[i] == ranks.first().copied(), "{what}: query {i}: first hit");
         let expected = (!ranks.is_empty()).then(|| match case.variant {
             ApVariant::ReId => reference::average_precision(&list),
@@ -119,8 +123,10 @@ fn reals(backend: &dyn Backend) -> Outcome {
             case.gallery = Stored::new(dtype, &data::unit(n, dim, 9), dim);
             let (queries, gallery) = (case.queries.wide(), case.gallery.wide());
             for query in queries.chunks_exact(dim) {
-                let list = reference::ranked_list(query, &gallery, defined(metric), |_| reference::Role::Irrelevant);
-                let gap = list.windows(2).map(|pair| (pair[0].1 - pair[1].1).abs()).fold(f64::INFINITY, f64::min);
+                let list =
+                    reference::ranked_list(query, &gallery, defined(metric), |_| reference::Role::Irrelevant);
+                let gap =
+                    list.windows(2).map(|pair| (pair[0].1 - pair[1].1).abs()).fold(f64::INFINITY, f64::min);
                 // Both scores are sums of 16 products and a few roundings more, of size at most 4.
                 let rounding = 2.0 * 4.0 * (2 * dim + 8) as f64 / 16_777_216.0;
                 ensure!(gap > rounding, "the scores of a list are {gap:e} apart: choose another seed");

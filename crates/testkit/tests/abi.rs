@@ -8,7 +8,7 @@ use consonance::cuda::abi;
 
 /// The header without comments.
 fn header() -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/include/abi.h");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels/include/abi.h");
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect()
 }
@@ -43,7 +43,8 @@ fn the_structs_agree_field_by_field() {
     assert!(structs.len() > 5);
     assert_eq!(structs.len(), abi::STRUCTS.len());
     for (name, size, fields) in abi::STRUCTS {
-        let fields: Vec<(String, usize)> = fields.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
+        let fields: Vec<(String, usize)> =
+            fields.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
         assert_eq!(structs[*name], (*size, fields), "{name}");
     }
 }

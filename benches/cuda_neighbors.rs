@@ -1,0 +1,163 @@
+//! Neighbors and ranking on a GPU, by its own clock: milliseconds, TFLOP/s of useful work, and the share of what the
+//! device does when it only copies.
+//!
+//! `cargo bench --features cuda --bench cuda_neighbors`. With `candle-cuda` the products alone by Candle (cuBLAS) run
+//! beside, in chunks of the bank: what every unfused search pays before it selects anything.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+use std::time::Duration;
+
+use consonance::cuda::neighbors::{Classes, Search, neighbors};
+use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Memory, Words, segments};
+use consonance_cpu::neighbors::Metric;
+use consonance_testkit::data;
+use consonance_testkit::device::{device_or_skip, shapes_are_small};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+const OP: &str = "bench";
+/// Classes of the search inside classes.
+const CLASSES: u32 = 1000;
+
+/// Queries, keys, dimensions, neighbors, and whether only inside classes: kernel sizes from search and training.
+const SHAPES: [([usize; 4], bool); 10] = [
+    ([8192, 1_000_000, 128, 10], false),
+    ([8192, 1_000_000, 256, 10], false),
+    ([8192, 1_000_000, 512, 10], false),
+    ([8192, 1_000_000, 512, 64], false),
+    ([8192, 1_000_000, 512, 128], false),
+    ([8192, 1_000_000, 768, 10], false),
+    ([1024, 100_000, 128, 32], false),
+    ([64, 1_000_000, 512, 10], false),
+    ([1, 1_000_000, 512, 10], false),
+    ([8192, 1_000_000, 512, 10], true),
+];
+
+/// Standard normal rows in storage of a type.
+fn rows(executor: &CudaExecutor, dtype: DType, rows: usize, dim: usize, seed: u64) -> Memory {
+    let chunks: Vec<Vec<u8>> = (0..rows)
+        .into_par_iter()
+        .step_by(4096)
+        .map(|first| {
+            let values = data::normal(4096.min(rows - first), dim, seed + first as u64);
+            match dtype {
+                DType::F32 => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
+                DType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_ne_bytes()).collect(),
+                DType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_ne_bytes()).collect(),
+            }
+        })
+        .collect();
+    executor.upload(OP, &chunks.concat()).unwrap()
+}
+
+fn bench(criterion: &mut Criterion) {
+    let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
+    println!("| search | ms | TFLOP/s | GB/s of the bank |");
+    println!("|---|---:|---:|---:|");
+    for ([b, n, dim, k], in_classes) in SHAPES {
+        let (b, n) = if shapes_are_small() { (b.min(128), n.min(4096)) } else { (b, n) };
+        for dtype in [DType::BF16, DType::F32] {
+            let (left, right) = (rows(&executor, dtype, b, dim, 1), rows(&executor, dtype, n, dim, 2));
+            let words = |len, seed| {
+                executor.upload(OP, bytemuck::cast_slice(&data::labels(len, CLASSES, seed))).unwrap()
+            };
+            let (query_labels, key_labels) = (words(b, 3), words(n, 4));
+            let labels = (
+                Words::new(OP, "labels", &query_labels, b).unwrap(),
+                Words::new(OP, "labels", &key_labels, n).unwrap(),
+            );
+            let orders =
+                (segments::sort(&executor, labels.0).unwrap(), segments::sort(&executor, labels.1).unwrap());
+            let search = Search {
+                queries: Matrix::new(OP, "queries", &left, dtype, 0, [b, dim, dim]).unwrap(),
+                bank: Matrix::new(OP, "bank", &right, dtype, 0, [n, dim, dim]).unwrap(),
+                k,
+                metric: Metric::InnerProduct,
+                labels: in_classes.then_some(Classes {
+                    query_labels: labels.0,
+                    key_labels: labels.1,
+                    query_order: &orders.0,
+                    key_order: &orders.1,
+                }),
+                ids: None,
+                allow: None,
+            };
+            let name = format!(
+                "{}, {b} x {n} x {dim}, k {k}{}",
+                dtype.suffix(),
+                if in_classes { ", inside 1000 classes" } else { "" }
+            );
+            let once = || executor.milliseconds(OP, || neighbors(&executor, &search).map(drop)).unwrap();
+            let mut times: Vec<f32> = (0..12).map(|_| once()).skip(2).collect();
+            times.sort_by(f32::total_cmp);
+            let ms = f64::from(times[times.len() / 2]);
+            let pairs = (b * n) as f64 / if in_classes { f64::from(CLASSES) } else { 1.0 };
+            let tflops = 2.0 * pairs * dim as f64 / ms / 1e9;
+            let bandwidth = (n * dim * dtype.bytes()) as f64 / ms / 1e6;
+            println!("| {name} | {ms:.3} | {tflops:.1} | {bandwidth:.0} |");
+            let mut group = criterion.benchmark_group("neighbors on a GPU");
+            group
+                .sample_size(10)
+                .measurement_time(Duration::from_secs(1))
+                .warm_up_time(Duration::from_millis(300));
+            group.throughput(Throughput::Elements((2.0 * pairs * dim as f64) as u64));
+            group.bench_function(&name, |bencher| {
+                bencher.iter_custom(|rounds| {
+                    (0..rounds).map(|_| Duration::from_secs_f64(f64::from(once()) / 1e3)).sum()
+                });
+            });
+            group.finish();
+        }
+    }
+    copies(&executor);
+    #[cfg(feature = "candle-cuda")]
+    products();
+}
+
+/// The ceiling of bandwidth: a search that reads a bank of 1 GiB for one query and little else cannot be faster.
+fn copies(executor: &CudaExecutor) {
+    let bytes = if shapes_are_small() { 1 << 20 } else { 1usize << 30 };
+    let ms = executor.copy_milliseconds(OP, bytes).unwrap();
+    println!(
+        "\ncopy of {bytes} bytes on the device: {ms:.3} ms, {:.0} GB/s read and written",
+        2.0 * bytes as f64 / f64::from(ms) / 1e6
+    );
+}
+
+/// The products alone, by Candle's own matmul, a chunk of the bank at a time: the floor of an unfused search.
+#[cfg(feature = "candle-cuda")]
+fn products() {
+    use candle_core::{DType, Device, Tensor};
+    let device = Device::new_cuda(0).unwrap();
+    println!("\n| products alone (Candle matmul), bf16 | ms | TFLOP/s |\n|---|---:|---:|");
+    for ([b, n, dim, _], in_classes) in SHAPES {
+        if in_classes || shapes_are_small() {
+            continue;
+        }
+        let chunk = 65_536.min(n);
+        let queries = Tensor::randn(0f32, 1., (b, dim), &device).unwrap().to_dtype(DType::BF16).unwrap();
+        let bank = Tensor::randn(0f32, 1., (chunk, dim), &device).unwrap().to_dtype(DType::BF16).unwrap();
+        let run = || {
+            for _ in 0..n.div_ceil(chunk) {
+                queries.matmul(&bank.t().unwrap()).unwrap();
+            }
+            device.synchronize().unwrap();
+        };
+        run();
+        let mut times: Vec<f64> = (0..7)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                run();
+                start.elapsed().as_secs_f64() * 1e3
+            })
+            .collect();
+        times.sort_by(f64::total_cmp);
+        let work = 2.0 * (b * dim) as f64 * (n.div_ceil(chunk) * chunk) as f64;
+        println!("| {b} x {n} x {dim} | {:.3} | {:.1} |", times[3], work / times[3] / 1e9);
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

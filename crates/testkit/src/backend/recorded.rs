@@ -1,0 +1,68 @@
+//! A digest of everything that a backend answers.
+
+use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use consonance_cpu::neighbors::Neighbors;
+use consonance_cpu::ranking::Ranking;
+
+use super::{Backend, Gradients, NeighborsCase, RankingCase};
+
+/// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
+/// digests are equal.
+pub struct Recorded<B> {
+    backend: B,
+    digest: RefCell<DefaultHasher>,
+}
+
+impl<B> Recorded<B> {
+    /// Nothing answered yet.
+    pub fn new(backend: B) -> Self {
+        Self { backend, digest: RefCell::default() }
+    }
+
+    /// What answers.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The digest of all answers so far.
+    pub fn digest(&self) -> u64 {
+        self.digest.borrow().finish()
+    }
+
+    fn add(&self, floats: &[f32]) {
+        floats.iter().for_each(|value| value.to_bits().hash(&mut *self.digest.borrow_mut()));
+    }
+}
+
+impl<B: Backend> Backend for Recorded<B> {
+    fn name(&self) -> String {
+        self.backend.name()
+    }
+
+    fn neighbors(&self, case: &NeighborsCase) -> Result<Neighbors, String> {
+        let found = self.backend.neighbors(case)?;
+        self.add(&found.scores);
+        found.indices.hash(&mut *self.digest.borrow_mut());
+        Ok(found)
+    }
+
+    fn gradients(
+        &self,
+        case: &NeighborsCase,
+        indices: &[u32],
+        upstream: &[f32],
+    ) -> Result<Gradients, String> {
+        let gradients = self.backend.gradients(case, indices, upstream)?;
+        self.add(&gradients.0);
+        self.add(&gradients.1);
+        Ok(gradients)
+    }
+
+    fn ranking(&self, case: &RankingCase) -> Result<Ranking, String> {
+        let ranking = self.backend.ranking(case)?;
+        ranking.ranks.hash(&mut *self.digest.borrow_mut());
+        Ok(ranking)
+    }
+}

@@ -1,0 +1,54 @@
+//! The kernels, run on the CPU: the suite of all backends, under several schedules and plans that must give the same
+//! bits, and with planted faults that must not pass.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+#[path = "simt/faults.rs"]
+mod faults;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock, Mutex};
+
+use consonance_simt::{Library, skipped_without_compiler};
+use consonance_testkit::backend::{OnDevice, Recorded, Simt, kernel_folder, kernel_sources};
+use consonance_testkit::suite;
+use rayon::prelude::*;
+
+/// Multiprocessors of the simulated device, which decide into how many splits a plan cuts the bank, and the seed of
+/// its schedule.
+const RUNS: [(u32, u64); 9] = [(4, 0), (4, 1), (4, 2), (4, 3), (4, 4), (4, 5), (4, 6), (4, 7), (64, 8)];
+
+static LIBRARY: LazyLock<Arc<Library>> = LazyLock::new(|| {
+    let library = Library::compile(&kernel_sources(), &[kernel_folder().join("include")], &[]);
+    Arc::new(library.unwrap_or_else(|error| panic!("{error}")))
+});
+
+#[test]
+fn the_kernels_pass_the_suite_with_the_same_bits_under_every_schedule_and_plan() {
+    if skipped_without_compiler() {
+        return;
+    }
+    LazyLock::force(&LIBRARY);
+    let launched = Mutex::new(BTreeSet::new());
+    let checks: Vec<suite::Check> = suite::all().collect();
+    let jobs: Vec<_> = checks.iter().flat_map(|check| RUNS.map(|run| (check, run))).collect();
+    let digests: Vec<Result<u64, String>> = jobs
+        .into_par_iter()
+        .map(|((name, check), (multiprocessors, seed))| {
+            let name = format!("{name}, {multiprocessors} multiprocessors, schedule {seed}");
+            let simt = Simt::new(LIBRARY.clone(), multiprocessors, seed);
+            let backend = Recorded::new(OnDevice::new(name.as_str(), simt));
+            let outcome = check(&backend);
+            launched.lock().unwrap().extend(backend.backend().executor().launched());
+            outcome.map(|()| backend.digest()).map_err(|message| format!("{name}: {message}"))
+        })
+        .collect();
+    let failures: Vec<&String> = digests.iter().filter_map(|digest| digest.as_ref().err()).collect();
+    assert!(failures.is_empty(), "{failures:#?}");
+    for (digests, (name, _)) in digests.chunks(RUNS.len()).zip(&checks) {
+        let same = digests.iter().all(|digest| digest == &digests[0]);
+        assert!(same, "{name}: other bits under another schedule or plan: {digests:?}");
+    }
+    let all: BTreeSet<String> = LIBRARY.kernels().map(|kernel| kernel.name.clone()).collect();
+    assert_eq!(launched.into_inner().unwrap(), all, "kernels that the suite runs, and all kernels");
+}

@@ -1,0 +1,234 @@
+//! Deliberate faults in the kernels, each of which the suite must find: what it does not find, it does not check.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use consonance_simt::{Library, skipped_without_compiler};
+use consonance_testkit::backend::{OnDevice, Simt, kernel_folder};
+use consonance_testkit::suite::{self, Check};
+use rayon::prelude::*;
+
+/// A piece of a kernel file, which occurs in it once, and what stands there instead.
+struct Fault {
+    what: &'static str,
+    file: &'static str,
+    right: &'static str,
+    wrong: &'static str,
+}
+
+const fn fault(what: &'static str, file: &'static str, right: &'static str, wrong: &'static str) -> Fault {
+    Fault { what, file, right, wrong }
+}
+
+/// A family: the kernel files that its checks need, the checks, and the faults.
+type Family = (&'static [&'static str], &'static [Check], &'static [Fault]);
+
+const NEIGHBORS: Family = (
+    &["neighbors.cu", "neighbors_gradient.cu", "segments.cu"],
+    suite::neighbors::CHECKS,
+    &[
+        fault("the mask is dropped", "include/pairs.cuh", "return p.allow == 0 ||", "return true ||"),
+        fault("ids are dropped", "include/pairs.cuh", "return p.query_ids == 0 ||", "return true ||"),
+        fault(
+            "the last label of a tile is left out",
+            "include/pairs.cuh",
+            "first_not_below(p, most + 1, first",
+            "first_not_below(p, most, first",
+        ),
+        fault(
+            "splits leave out their last tile",
+            "include/pairs.cuh",
+            "const uint64_t end = first + each;",
+            "const uint64_t end = first + each - TILE_KEYS;",
+        ),
+        fault(
+            "one row too many is copied",
+            "include/slab.cuh",
+            "position < source.end",
+            "position <= source.end",
+        ),
+        fault("the rest of a row is not cut", "include/slab.cuh", "rest < EACH ?", "rest > EACH ?"),
+        fault(
+            "values of a tile are read before they are written",
+            "include/stream.cuh",
+            "reducer.publish(first_key + tile * TILE_KEYS, tile == 0);\n            __syncthreads();",
+            "reducer.publish(first_key + tile * TILE_KEYS, tile == 0);",
+        ),
+        fault(
+            "slabs are read before all threads have copied theirs",
+            "include/stream.cuh",
+            "        __syncthreads();\n        start_copy();",
+            "        start_copy();",
+        ),
+        fault(
+            "a copy is not waited for",
+            "include/stream.cuh",
+            "ptx::copy_async_wait<STAGES - 2>()",
+            "ptx::copy_async_wait<STAGES - 1>()",
+        ),
+        fault(
+            "lanes move entries that others still read",
+            "include/list.cuh",
+            "better_than(sorted, RING, moved);\n        __syncwarp();",
+            "better_than(sorted, RING, moved);",
+        ),
+        fault("a ring runs over", "include/list.cuh", "state.waiting > RING - GROUP", "state.waiting > RING"),
+        fault("a merge loses its last entry", "include/list.cuh", "place < capacity", "place + 1 < capacity"),
+        fault(
+            "the larger of two equal indices wins",
+            "include/entry.cuh",
+            "<< 32 | (NONE - index)",
+            "<< 32 | (NONE - (index ^ 1))",
+        ),
+        fault("the signs of zero differ", "include/entry.cuh", "value + 0.0f", "value"),
+        fault(
+            "the second half of the rows has the first one's queries",
+            "include/rank.cuh",
+            "half * 8) + lane_index() / 4;",
+            "0) + lane_index() / 4;",
+        ),
+        fault(
+            "norms are those of half a row",
+            "include/rank.cuh",
+            "squares + __shfl_xor_sync(ALL_LANES, squares, 1)",
+            "squares",
+        ),
+        fault(
+            "the bound is forgotten",
+            "include/bound.cuh",
+            "return bound * (1.0f + 0x1p-20f) + 0x1p-120f",
+            "return 0.0f * bound",
+        ),
+        fault("every row counts as proven", "neighbors.cu", "hides && !(value > hidden) ? 1 : 0", "0"),
+        fault(
+            "a pass finds the last neighbor again",
+            "neighbors.cu",
+            "p.pairs.dim, chunked), key);\n            entry = entry < cut ?",
+            "p.pairs.dim, chunked), key);\n            entry = entry <= cut ?",
+        ),
+        fault(
+            "empty places are left as they are",
+            "neighbors.cu",
+            "for (uint32_t place = valid + threadIdx.x; place < p.wanted",
+            "for (uint32_t place = valid + threadIdx.x; place + 1 < p.wanted",
+        ),
+        fault(
+            "the first matrix has its halves exchanged",
+            "include/products.cuh",
+            "row + lane % 16, step * 2 + lane / 16",
+            "row + lane % 16, step * 2 + 1 - lane / 16",
+        ),
+        fault(
+            "f32 rows are paired wrongly",
+            "include/products.cuh",
+            "row + lane / 4 + i % 2 * 8, step, i / 2 != 0",
+            "row + lane / 4 + i / 2 * 8, step, i % 2 != 0",
+        ),
+        fault(
+            "numbers of a digit change their order",
+            "segments.cu",
+            "place = places[digit] + below;",
+            "place = places[digit] + __popc(lanes) - 1 - below;",
+        ),
+        fault(
+            "counts of a block are not cleared",
+            "segments.cu",
+            "        counts[digit] = 0;",
+            "        counts[digit] += 0;",
+        ),
+        fault(
+            "a place without a neighbor gets a gradient",
+            "neighbors_gradient.cu",
+            "            if (key != NONE) {\n                const float y",
+            "            {\n                const float y",
+        ),
+        fault(
+            "pairs of a key are added in another order",
+            "neighbors_gradient.cu",
+            "place += other < warp",
+            "place += other > warp",
+        ),
+    ],
+);
+
+const RANKING: Family = (
+    &["ranking.cu"],
+    suite::ranking::CHECKS,
+    &[
+        fault(
+            "items as good as the last relevant one are lost",
+            "ranking.cu",
+            "value >= floor[i]",
+            "value > floor[i]",
+        ),
+        fault("junk counts", "ranking.cu", "label != NONE && label !=", "label !="),
+        fault("items of the query's id count", "ranking.cu", "p.query_ids == 0 ||", "true ||"),
+        fault(
+            "ties do not count",
+            "ranking.cu",
+            "atomicAdd(ties + worse, 1u);",
+            "atomicAdd(ties + worse, 0u);",
+        ),
+        fault("junk is checked", "ranking.cu", "|| array<uint32_t>(p.item_labels)[row] == NONE", "|| false"),
+        fault(
+            "a stage is filled while it is read",
+            "include/exact.cuh",
+            "            // All have read this stage before it is filled again.\n            __syncthreads();",
+            "",
+        ),
+    ],
+);
+
+#[test]
+fn the_suite_finds_every_planted_fault() {
+    if skipped_without_compiler() {
+        return;
+    }
+    let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING]
+        .into_iter()
+        .flat_map(|family| family.2.iter().map(move |f| (family, f)))
+        .collect();
+    let unfound: Vec<&str> = faults
+        .into_par_iter()
+        .filter_map(|(family, fault)| match found(family, fault) {
+            Some(message) => {
+                println!("{}: {}", fault.what, message.lines().next().unwrap_or_default());
+                None
+            }
+            None => Some(fault.what),
+        })
+        .collect();
+    assert!(unfound.is_empty(), "the suite passes although {unfound:?}");
+}
+
+/// What the suite says of the kernels with this fault.
+fn found((files, checks, _): &Family, fault: &Fault) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&kernel_folder(), folder.path());
+    let path = folder.path().join(fault.file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.matches(fault.right).count(), 1, "`{}` in {}", fault.right, fault.file);
+    std::fs::write(&path, text.replace(fault.right, fault.wrong)).unwrap();
+    let sources: Vec<_> = files.iter().map(|file| folder.path().join(file)).collect();
+    let library = match Library::compile(&sources, &[folder.path().join("include")], &[]) {
+        Ok(library) => Arc::new(library),
+        Err(error) => panic!("the fault `{}` does not compile: {error}", fault.what),
+    };
+    let backend = |seed| OnDevice::new(fault.what, Simt::new(library.clone(), 4, seed));
+    checks.iter().zip(0..).find_map(|((name, check), seed)| {
+        check(&backend(seed)).err().map(|message| format!("{name}: {message}"))
+    })
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
