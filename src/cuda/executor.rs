@@ -345,3 +345,82 @@ pub(super) unsafe fn launch<P: Params>(
     // SAFETY: passed on to the caller.
     unsafe { executor.launch(&launch) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Counts launches and has no memory.
+    #[derive(Default)]
+    struct Counting(Cell<usize>);
+
+    // SAFETY: nothing is launched and no memory is handed out.
+    unsafe impl Executor for Counting {
+        fn limits(&self) -> Limits {
+            Limits { multiprocessors: 1, shared_bytes: 1000, grid: 100_000 }
+        }
+
+        fn allocate(&self, op: &'static str, bytes: usize) -> Result<Memory> {
+            Err(Error::OutOfMemory { op, bytes })
+        }
+
+        fn upload(&self, op: &'static str, bytes: &[u8]) -> Result<Memory> {
+            self.allocate(op, bytes.len())
+        }
+
+        fn download(&self, _: &'static str, _: &Memory, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+
+        unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+            assert_eq!(launch.params.len(), 24);
+            self.0.set(self.0.get() + 1);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn launches_past_the_limits_are_refused_and_empty_ones_left_out() {
+        let executor = Counting::default();
+        let params = crate::cuda::abi::NeighborsBits::default();
+        let run = |grid, shared| {
+            // SAFETY: the executor launches nothing.
+            unsafe { launch(&executor, ("op", "family", "kernel"), grid, (128, shared), &params) }
+        };
+        run([5, 65_535, 1], 1000).unwrap();
+        run([0, 70_000, 1], 0).unwrap();
+        assert_eq!(executor.0.get(), 1);
+        for (grid, shared) in
+            [([100_001, 1, 1], 0), ([1, 65_536, 1], 0), ([1, 1, 1 << 40], 0), ([1, 1, 1], 1001)]
+        {
+            let text = run(grid, shared).unwrap_err().to_string();
+            assert!(text.starts_with("op: kernel `kernel`: a grid of"), "{text}");
+            assert!(text.contains("use fewer rows in a call"), "{text}");
+        }
+        assert_eq!(executor.0.get(), 1);
+        let text = executor.scratch("op", 77).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "op: out of device memory, 77 bytes were asked for; free some, or use fewer rows in a call"
+        );
+    }
+
+    #[test]
+    fn matrices_stay_within_their_memory() {
+        // SAFETY: nothing reads the address.
+        let memory = unsafe { Memory::new(256, 80, Box::new(7u8)) };
+        let matrix = |dtype, offset, shape| Matrix::new("op", "x", &memory, dtype, offset, shape);
+        assert_eq!(matrix(DType::F32, 4, [4, 3, 4]).unwrap().address(), 272);
+        assert_eq!(matrix(DType::BF16, 1, [3, 13, 13]).unwrap().address(), 258);
+        assert!(matrix(DType::F32, 20, [0, 3, 3]).is_ok());
+        for (offset, shape) in [(6, [4, 3, 4]), (0, [2, 5, 4]), (0, [usize::MAX, 1, 2]), (21, [0, 3, 3])] {
+            let text = matrix(DType::F32, offset, shape).unwrap_err().to_string();
+            assert!(text.contains("`x`") && text.contains("20 elements"), "{text}");
+        }
+        assert_eq!(memory.owner::<u8>(), Some(&7));
+        let memory = memory.into_owner::<u32>().unwrap_err();
+        assert_eq!(*memory.into_owner::<u8>().unwrap(), 7);
+    }
+}
