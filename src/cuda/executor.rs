@@ -11,7 +11,7 @@ use super::{Error, Result};
 /// An implementation runs `launch`es, `upload`s and `download`s in the order of the calls, gives addresses aligned
 /// to at least 256 bytes, and keeps the memory of a [`Memory`] valid until its `owner` is dropped and everything
 /// launched before has run.
-pub unsafe trait Executor {
+pub unsafe trait Executor: Send + Sync {
     /// The limits that plans are made for.
     fn limits(&self) -> Limits;
 
@@ -348,13 +348,13 @@ pub(super) unsafe fn launch<P: Params>(
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
 
     /// Counts launches and has no memory.
     #[derive(Default)]
-    struct Counting(Cell<usize>);
+    struct Counting(AtomicUsize);
 
     // SAFETY: nothing is launched and no memory is handed out.
     unsafe impl Executor for Counting {
@@ -376,7 +376,7 @@ mod tests {
 
         unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
             assert_eq!(launch.params.len(), 24);
-            self.0.set(self.0.get() + 1);
+            self.0.fetch_add(1, Relaxed);
             Ok(())
         }
     }
@@ -391,7 +391,7 @@ mod tests {
         };
         run([5, 65_535, 1], 1000).unwrap();
         run([0, 70_000, 1], 0).unwrap();
-        assert_eq!(executor.0.get(), 1);
+        assert_eq!(executor.0.load(Relaxed), 1);
         for (grid, shared) in
             [([100_001, 1, 1], 0), ([1, 65_536, 1], 0), ([1, 1, 1 << 40], 0), ([1, 1, 1], 1001)]
         {
@@ -399,7 +399,7 @@ mod tests {
             assert!(text.starts_with("op: kernel `kernel`: a grid of"), "{text}");
             assert!(text.contains("use fewer rows in a call"), "{text}");
         }
-        assert_eq!(executor.0.get(), 1);
+        assert_eq!(executor.0.load(Relaxed), 1);
         let text = executor.scratch("op", 77).unwrap_err().to_string();
         assert_eq!(
             text,

@@ -9,14 +9,20 @@ mod faults;
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock, Mutex};
 
+use consonance::cuda::DType;
+use consonance_cpu::neighbors::Metric;
 use consonance_simt::{Library, skipped_without_compiler};
-use consonance_testkit::backend::{OnDevice, Recorded, Simt, kernel_folder, kernel_sources};
-use consonance_testkit::suite;
+use consonance_testkit::backend::{
+    Backend, NeighborsCase, OnDevice, Recorded, Simt, kernel_folder, kernel_sources,
+};
+use consonance_testkit::stored::Stored;
+use consonance_testkit::{data, suite};
 use rayon::prelude::*;
 
 /// Multiprocessors of the simulated device, which decide into how many splits a plan cuts the bank, and the seed of
 /// its schedule.
-const RUNS: [(u32, u64); 9] = [(4, 0), (4, 1), (4, 2), (4, 3), (4, 4), (4, 5), (4, 6), (4, 7), (64, 8)];
+const RUNS: [(u32, u64); 10] =
+    [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (4, 8), (64, 9)];
 
 static LIBRARY: LazyLock<Arc<Library>> = LazyLock::new(|| {
     let library = Library::compile(&kernel_sources(), &[kernel_folder().join("include")], &[]);
@@ -53,4 +59,30 @@ fn the_kernels_pass_the_suite_with_the_same_bits_under_every_schedule_and_plan()
     }
     let all: BTreeSet<String> = LIBRARY.kernels().map(|kernel| kernel.name.clone()).collect();
     assert_eq!(launched.into_inner().unwrap(), all, "kernels that the suite runs, and all kernels");
+}
+
+/// What the proof of a search is for: where scores are apart, tensor cores do all the work, and the blocks of the
+/// slower steps end before they copy anything.
+#[test]
+fn rows_whose_scores_are_apart_are_proven_by_the_first_step() {
+    if skipped_without_compiler() {
+        return;
+    }
+    let (b, n, dim, k) = (40, 1000, 64, 10);
+    for dtype in DType::ALL {
+        for metric in [Metric::InnerProduct, Metric::Cosine, Metric::SquaredL2] {
+            let queries = Stored::new(dtype, &data::unit(b, dim, 1), dim);
+            let bank = Stored::new(dtype, &data::unit(n, dim, 2), dim);
+            let backend = OnDevice::new("simt", Simt::new(LIBRARY.clone(), 1, 0));
+            backend.neighbors(&NeighborsCase::new(queries, bank, k, metric)).unwrap();
+            for (kernel, statistics) in backend.executor().statistics() {
+                let is_slow = kernel.starts_with("neighbors_refine") || kernel.starts_with("neighbors_exact");
+                let copies = statistics.async_copies;
+                assert!(
+                    !is_slow || copies == 0,
+                    "{kernel} had rows left: {dtype:?} {metric:?}, {copies} copies"
+                );
+            }
+        }
+    }
 }

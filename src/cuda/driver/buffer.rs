@@ -53,13 +53,17 @@ impl Buffer {
 
 impl Buffer {
     /// The address of memory that the caller now has to free, as [`Drop`] would.
-    pub(super) fn leak(self) -> u64 {
-        std::mem::ManuallyDrop::new(self).address
+    pub(super) fn leak(mut self) -> u64 {
+        std::mem::take(&mut self.address)
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        // What was leaked is another's; the driver's own addresses are never 0.
+        if self.address == 0 {
+            return;
+        }
         let context = self.stream.context();
         context.record_err(context.bind_to_thread());
         // On another thread the per-thread stream is another stream, which would not wait for the work on ours.

@@ -19,7 +19,7 @@ struct Shared<E> {
     trespasses: Mutex<Vec<String>>,
 }
 
-impl<E: Executor + Send + Sync> Guarded<E> {
+impl<E: Executor> Guarded<E> {
     /// Guards this executor's memory.
     pub fn new(executor: E) -> Self {
         Self { shared: Arc::new(Shared { executor, trespasses: Mutex::default() }) }
@@ -73,7 +73,7 @@ impl<E: Executor> Drop for Between<E> {
 }
 
 // SAFETY: as the executor within: guards are multiples of 256 bytes, so addresses stay aligned.
-unsafe impl<E: Executor + Send + Sync + 'static> Executor for Guarded<E> {
+unsafe impl<E: Executor + 'static> Executor for Guarded<E> {
     fn limits(&self) -> Limits {
         self.shared.executor.limits()
     }

@@ -1,9 +1,9 @@
 //! The kernels on the CPU, by `consonance-simt`.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consonance::cuda::{Error, Executor, Launch, Limits, Memory, Result};
 use consonance_simt::{Buffer, Device, Fault, Library, Statistics};
@@ -29,9 +29,9 @@ pub fn kernel_sources() -> Vec<PathBuf> {
 pub struct Simt {
     library: Arc<Library>,
     device: Device,
-    seed: Cell<u64>,
+    seed: AtomicU64,
     multiprocessors: u32,
-    statistics: RefCell<Vec<(String, Statistics)>>,
+    statistics: Mutex<Vec<(String, Statistics)>>,
 }
 
 impl Simt {
@@ -41,17 +41,21 @@ impl Simt {
     /// When the operating system gives no memory.
     pub fn new(library: Arc<Library>, multiprocessors: u32, seed: u64) -> Self {
         let device = Device::new().expect("memory for a simulated device");
-        Self { library, device, seed: Cell::new(seed), multiprocessors, statistics: RefCell::default() }
+        Self { library, device, seed: AtomicU64::new(seed), multiprocessors, statistics: Mutex::default() }
     }
 
     /// The kernels that were launched, by name, since the executor was made.
     pub fn launched(&self) -> BTreeSet<String> {
-        self.statistics.borrow().iter().map(|(name, _)| name.clone()).collect()
+        self.counted().iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Vec<(String, Statistics)>> {
+        self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What each launch did, in their order.
     pub fn statistics(&self) -> Vec<(String, Statistics)> {
-        self.statistics.borrow().clone()
+        self.counted().clone()
     }
 }
 
@@ -98,9 +102,10 @@ unsafe impl Executor for Simt {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        let seed = self.seed.get();
         // Another order for every launch.
-        self.seed.set(seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        let next = |seed: u64| seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let seed = self.seed.load(Relaxed);
+        self.seed.store(next(seed), Relaxed);
         let simulated = consonance_simt::Launch {
             kernel: launch.entry,
             grid: launch.grid,
@@ -111,7 +116,7 @@ unsafe impl Executor for Simt {
         };
         let statistics =
             self.device.launch(&self.library, &simulated).map_err(refused(launch.op, launch.entry))?;
-        self.statistics.borrow_mut().push((launch.entry.to_owned(), statistics));
+        self.counted().push((launch.entry.to_owned(), statistics));
         Ok(())
     }
 }

@@ -327,7 +327,7 @@ fn refusals(backend: &dyn Backend) -> Outcome {
 }
 
 fn gradients(backend: &dyn Backend) -> Outcome {
-    for (seed, [b, n, dim, k]) in (0..).zip([[3, 5, 7, 4], [9, 70, 33, 6], [4, 130, 150, 3]]) {
+    for (seed, [b, n, dim, k]) in (0..).zip([[3, 5, 7, 4], [30, 70, 33, 9], [4, 130, 150, 3]]) {
         for dtype in DType::ALL {
             for metric in METRICS {
                 let queries = Stored::new(dtype, &data::normal(b, dim, seed + 70), dim);
