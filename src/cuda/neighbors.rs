@@ -460,7 +460,10 @@ mod tests {
                         let rows = queries.min(MANY_ROWS);
                         assert!(rows * plan.entries_of_row() * ENTRY <= LIST_BYTES, "{plan:?}");
                         assert!(plan.capacity >= 2 * wanted && plan.exact_capacity >= wanted, "{plan:?}");
-                        assert!(plan.capacity <= abi::MAX_CAPACITY && plan.capacity % RING == 0, "{plan:?}");
+                        assert!(
+                            plan.capacity <= abi::MAX_CAPACITY && plan.capacity.is_multiple_of(RING),
+                            "{plan:?}"
+                        );
                     }
                 }
             }

@@ -68,7 +68,7 @@ fn rows_whose_scores_are_apart_are_proven_by_the_first_step() {
     if skipped_without_compiler() {
         return;
     }
-    let (b, n, dim, k) = (40, 1000, 64, 10);
+    let (b, n, dim, k) = (20, 600, 64, 10);
     for dtype in DType::ALL {
         for metric in [Metric::InnerProduct, Metric::Cosine, Metric::SquaredL2] {
             let queries = Stored::new(dtype, &data::unit(b, dim, 1), dim);

@@ -64,8 +64,8 @@ fn refused(op: &'static str, kernel: &str) -> impl FnOnce(Fault) -> Error {
     move |fault| Error::Launch { op, kernel, reason: fault.to_string() }
 }
 
-/// # Safety
-/// Launches run at once, in the order of the calls; buffers are aligned to 256 bytes and live as long as their owner.
+// SAFETY: launches run at once, in the order of the calls; buffers are aligned to 256 bytes and live as long as their
+// owner.
 unsafe impl Executor for Simt {
     fn limits(&self) -> Limits {
         Limits { multiprocessors: self.multiprocessors, shared_bytes: 99 * 1024, grid: 2_147_483_647 }
