@@ -1,15 +1,19 @@
-//! Neighbors and ranking on a GPU, by its own clock: milliseconds, TFLOP/s of useful work, and the share of what the
-//! device does when it only copies.
+//! Neighbors on a GPU, by its own clock: milliseconds, TFLOP/s of useful work, the share of what the device does when it
+//! only copies or only multiplies, and memory beyond the inputs.
 //!
 //! `cargo bench --features cuda --bench cuda_neighbors`. With `candle-cuda` the products alone by Candle (cuBLAS) run
-//! beside, in chunks of the bank: what every unfused search pays before it selects anything.
+//! beside, in chunks of the bank: what every unfused search pays before it selects anything. It is also the ceiling that
+//! the share of multiplying refers to.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use consonance::cuda::neighbors::{Classes, Search, neighbors};
-use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Memory, Words, segments};
+use consonance::cuda::{
+    CudaExecutor, DType, Executor, Launch, Limits, Matrix, Memory, Result, Words, segments,
+};
 use consonance_cpu::neighbors::Metric;
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
@@ -52,10 +56,60 @@ fn rows(executor: &CudaExecutor, dtype: DType, rows: usize, dim: usize, seed: u6
     executor.upload(OP, &chunks.concat()).unwrap()
 }
 
+/// Adds up what is allocated.
+struct Metered<'a>(&'a CudaExecutor, AtomicUsize);
+
+impl Metered<'_> {
+    fn add(&self, memory: Result<Memory>) -> Result<Memory> {
+        self.1.fetch_add(memory.as_ref().map_or(0, Memory::bytes), Relaxed);
+        memory
+    }
+}
+
+// SAFETY: as the executor within.
+unsafe impl Executor for Metered<'_> {
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+
+    fn allocate(&self, op: &'static str, bytes: usize) -> Result<Memory> {
+        self.add(self.0.allocate(op, bytes))
+    }
+
+    fn scratch(&self, op: &'static str, bytes: usize) -> Result<Memory> {
+        self.add(self.0.scratch(op, bytes))
+    }
+
+    fn upload(&self, op: &'static str, bytes: &[u8]) -> Result<Memory> {
+        self.add(self.0.upload(op, bytes))
+    }
+
+    fn download(&self, op: &'static str, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
+        self.0.download(op, memory, bytes)
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.launch(launch) }
+    }
+}
+
 fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
-    println!("| search | ms | TFLOP/s | GB/s of the bank |");
-    println!("|---|---:|---:|---:|");
+    let copied = if shapes_are_small() { 1 << 20 } else { 1usize << 30 };
+    let ms = f64::from(executor.copy_milliseconds(OP, copied).unwrap());
+    // What a copy reads and writes; a search only reads.
+    let copying = 2.0 * copied as f64 / ms / 1e6;
+    println!("| copy of {copied} bytes | {ms:.3} ms | {copying:.0} GB/s read and written |");
+    println!("|---|---:|---:|");
+    #[cfg(feature = "candle-cuda")]
+    let multiplying = products();
+    #[cfg(not(feature = "candle-cuda"))]
+    let multiplying: Option<f64> = None;
+    println!(
+        "\n| search | ms | TFLOP/s | of multiplying | GB/s of the bank | of copying | MiB beyond inputs |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|");
     for ([b, n, dim, k], in_classes) in SHAPES {
         let (b, n) = if shapes_are_small() { (b.min(128), n.min(4096)) } else { (b, n) };
         for dtype in [DType::BF16, DType::F32] {
@@ -84,53 +138,49 @@ fn bench(criterion: &mut Criterion) {
                 ids: None,
                 allow: None,
             };
-            let name = format!(
-                "{}, {b} x {n} x {dim}, k {k}{}",
-                dtype.suffix(),
-                if in_classes { ", inside 1000 classes" } else { "" }
-            );
-            let once = || executor.milliseconds(OP, || neighbors(&executor, &search).map(drop)).unwrap();
-            let mut times: Vec<f32> = (0..12).map(|_| once()).skip(2).collect();
-            times.sort_by(f32::total_cmp);
-            let ms = f64::from(times[times.len() / 2]);
+            let metered = Metered(&executor, AtomicUsize::new(0));
+            drop(neighbors(&metered, &search).unwrap());
+            let beyond = metered.1.load(Relaxed) as f64 / f64::from(1 << 20);
+            let once =
+                || f64::from(executor.milliseconds(OP, || neighbors(&executor, &search).map(drop)).unwrap());
+            let mut times: Vec<f64> = (0..12).map(|_| once()).skip(2).collect();
+            times.sort_by(f64::total_cmp);
+            let ms = times[times.len() / 2];
+            let classes = if in_classes { "/classes" } else { "" };
             let pairs = (b * n) as f64 / if in_classes { f64::from(CLASSES) } else { 1.0 };
             let tflops = 2.0 * pairs * dim as f64 / ms / 1e9;
             let bandwidth = (n * dim * dtype.bytes()) as f64 / ms / 1e6;
-            println!("| {name} | {ms:.3} | {tflops:.1} | {bandwidth:.0} |");
-            let mut group = criterion.benchmark_group("neighbors on a GPU");
+            let share = |share: Option<f64>| {
+                share.map_or("–".to_owned(), |share| format!("{:.0} %", 100.0 * share))
+            };
+            let name = format!("{}/{b}x{n}x{dim}/k{k}{classes}", dtype.suffix());
+            println!(
+                "| {name} | {ms:.3} | {tflops:.1} | {} | {bandwidth:.0} | {} | {beyond:.1} |",
+                share(multiplying.map(|most| tflops / most)),
+                share(Some(bandwidth / copying)),
+            );
+            let mut group = criterion.benchmark_group("neighbors-gpu");
             group
                 .sample_size(10)
                 .measurement_time(Duration::from_secs(1))
-                .warm_up_time(Duration::from_millis(300));
-            group.throughput(Throughput::Elements((2.0 * pairs * dim as f64) as u64));
+                .warm_up_time(Duration::from_millis(300))
+                .throughput(Throughput::Elements((2.0 * pairs * dim as f64) as u64));
             group.bench_function(&name, |bencher| {
-                bencher.iter_custom(|rounds| {
-                    (0..rounds).map(|_| Duration::from_secs_f64(f64::from(once()) / 1e3)).sum()
-                });
+                bencher
+                    .iter_custom(|rounds| (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum());
             });
             group.finish();
         }
     }
-    copies(&executor);
-    #[cfg(feature = "candle-cuda")]
-    products();
 }
 
-/// The ceiling of bandwidth: a search that reads a bank of 1 GiB for one query and little else cannot be faster.
-fn copies(executor: &CudaExecutor) {
-    let bytes = if shapes_are_small() { 1 << 20 } else { 1usize << 30 };
-    let ms = executor.copy_milliseconds(OP, bytes).unwrap();
-    println!(
-        "\ncopy of {bytes} bytes on the device: {ms:.3} ms, {:.0} GB/s read and written",
-        2.0 * bytes as f64 / f64::from(ms) / 1e6
-    );
-}
-
-/// The products alone, by Candle's own matmul, a chunk of the bank at a time: the floor of an unfused search.
+/// The products alone, by Candle's own matmul, a chunk of the bank at a time: the floor of an unfused search. Gives
+/// the most TFLOP/s.
 #[cfg(feature = "candle-cuda")]
-fn products() {
+fn products() -> Option<f64> {
     use candle_core::{DType, Device, Tensor};
     let device = Device::new_cuda(0).unwrap();
+    let mut most = 0.0f64;
     println!("\n| products alone (Candle matmul), bf16 | ms | TFLOP/s |\n|---|---:|---:|");
     for ([b, n, dim, _], in_classes) in SHAPES {
         if in_classes || shapes_are_small() {
@@ -155,8 +205,10 @@ fn products() {
             .collect();
         times.sort_by(f64::total_cmp);
         let work = 2.0 * (b * dim) as f64 * (n.div_ceil(chunk) * chunk) as f64;
-        println!("| {b} x {n} x {dim} | {:.3} | {:.1} |", times[3], work / times[3] / 1e9);
+        println!("| {b}x{n}x{dim} | {:.3} | {:.1} |", times[3], work / times[3] / 1e9);
+        most = most.max(work / times[3] / 1e9);
     }
+    (most > 0.0).then_some(most)
 }
 
 criterion_group!(benches, bench);

@@ -117,9 +117,9 @@ run_benches() {
         echo "None in this bundle." >> "$report"
         return
     fi
-    printf '| bench | low | median | high |\n|---|---:|---:|---:|\n' >> "$report"
     for binary in benches/*; do
         name=$(basename "$binary")
+        printf '\n### %s\n\n| bench | low | median | high |\n|---|---:|---:|---:|\n' "$name" >> "$report"
         if ! CRITERION_HOME=$out/criterion run "bench-$name" 900 "$binary" --bench --noplot; then
             failures=$((failures + 1))
             echo "| $name FAILED, see logs/bench-$name.txt | | | |" >> "$report"
@@ -131,6 +131,8 @@ run_benches() {
                  sub(/.*\[/, ""); sub(/\].*/, ""); split($0, t, " ")
                  print "| " name " | " t[1] " " t[2] " | " t[3] " " t[4] " | " t[5] " " t[6] " |"
              }' "$out/logs/bench-$name.txt" >> "$report"
+        # The tables that a bench prints itself.
+        awk '/^\|/ {if (!inside) print ""; inside = 1; print; next} {inside = 0}' "$out/logs/bench-$name.txt" >> "$report"
     done
     echo >> "$report"
     echo "Clocks after: $(clocks)." >> "$report"
