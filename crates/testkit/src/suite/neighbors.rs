@@ -211,11 +211,13 @@ fn certify(backend: &dyn Backend, case: &NeighborsCase) -> Outcome {
             ensure!(exact(j) <= most, "{what}: query {i}: key {j} is nearer than the last neighbor");
         }
     }
-    #[allow(clippy::print_stdout, reason = "the slack of a bound is to be seen")]
-    {
-        println!("{}: {what}: error / bound {worst:.3}", backend.name());
-    }
+    print_ratio(backend, &what, worst);
     Ok(())
+}
+
+#[allow(clippy::print_stdout, reason = "the slack of a bound is to be seen")]
+fn print_ratio(backend: &dyn Backend, what: &str, ratio: f64) {
+    println!("{}: {what}: error / bound {ratio:.3}", backend.name());
 }
 
 fn certificates(backend: &dyn Backend) -> Outcome {
@@ -365,6 +367,7 @@ fn gradients(backend: &dyn Backend) -> Outcome {
                     );
                     let ratio = gradient::worst_ratio(got, truth, |_| bound);
                     ensure!(ratio <= 1.0, "{what}: gradient of {side}: {ratio:.2} bounds");
+                    print_ratio(backend, &format!("{what}, gradient of {side}"), ratio);
                 }
             }
         }
