@@ -101,13 +101,8 @@ __device__ __forceinline__ void exact(const NeighborsRank& p, uint32_t first_row
             while (__any_sync(ALL_LANES, hits != 0)) {
                 uint64_t entry = 0;
                 if (hits != 0) {
-                    const int c = __ffs(static_cast<int>(hits)) - 1;
-                    hits &= hits - 1;
-                    float value = values[0];
-#pragma unroll
-                    for (int other = 1; other < EXACT_COLUMNS; ++other) {
-                        value = c == other ? values[other] : value;
-                    }
+                    int c;
+                    const float value = next_hit(values, hits, c);
                     const uint32_t position = first_key + static_cast<uint32_t>(exact_column(c));
                     if (position < range.end) {
                         const uint32_t number = numbered(p.pairs.key_order, position);

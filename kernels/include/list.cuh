@@ -91,6 +91,19 @@ __device__ __forceinline__ float floor_of(const Candidates& state) {
     return state.last != 0 ? entry_value(state.last) : -INFINITY;
 }
 
+// The value of the lowest bit set in `hits`, which is cleared, and its index. Written so that `values` stay in registers.
+template <int COUNT>
+__device__ __forceinline__ float next_hit(const float (&values)[COUNT], uint32_t& hits, int& index) {
+    index = __ffs(static_cast<int>(hits)) - 1;
+    hits &= hits - 1;
+    float value = values[0];
+#pragma unroll
+    for (int other = 1; other < COUNT; ++other) {
+        value = index == other ? values[other] : value;
+    }
+    return value;
+}
+
 // Offers one entry of each lane, or none (0), to the lane's row. Lanes of a row are GROUP neighbors and agree in
 // `state` and `ring`; all lanes of the warp call together. Says whether some ring has no room for another call.
 template <int GROUP>

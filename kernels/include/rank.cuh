@@ -236,13 +236,8 @@ struct Ranker {
             while (__any_sync(ALL_LANES, hits != 0)) {
                 uint64_t entry = 0;
                 if (hits != 0) {
-                    const int i = __ffs(static_cast<int>(hits)) - 1;
-                    hits &= hits - 1;
-                    float value = values[0];
-#pragma unroll
-                    for (int other = 1; other < SCORES; ++other) {
-                        value = i == other ? values[other] : value;
-                    }
+                    int i;
+                    const float value = next_hit(values, hits, i);
                     const uint32_t column = static_cast<uint32_t>(first_column + i / 2 * 8 + i % 2);
                     const uint32_t number = numbered(p.pairs.key_order, first_key + column);
                     if (is_pair(p.pairs, query[half], number) && value - 2.0f * bound <= cut[half]) {
