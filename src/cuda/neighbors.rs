@@ -12,7 +12,7 @@ const FAMILY: &str = "neighbors";
 const THREADS: u32 = TILE_THREADS as u32;
 /// Bytes of an entry: a score and an index.
 const ENTRY: usize = 8;
-/// Scratch that the lists of one block of queries may take.
+/// Scratch that the lists of one block of queries, the rows of one tile, may take.
 const LIST_BYTES: usize = 1 << 20;
 
 /// What to search and what to leave out.
@@ -101,7 +101,7 @@ impl Plan {
         let splits = |rows: usize, lists: usize, capacity: usize| {
             let wanted = blocks.div_ceil(queries.div_ceil(rows).max(1));
             let tiles = keys.div_ceil(TILE_KEYS);
-            let fitting = LIST_BYTES / (rows * lists * capacity * ENTRY);
+            let fitting = LIST_BYTES / (rows.min(queries.max(1)) * lists * capacity * ENTRY);
             wanted.min(tiles).min(fitting).max(1)
         };
         Self {
@@ -457,8 +457,14 @@ mod tests {
                 for keys in [1, 64, 65, 100_000, 10_000_000] {
                     for wanted in [1, 10, 33, 64, 128] {
                         let plan = Plan::new(dtype, queries, keys, wanted, H200);
-                        let rows = queries.min(MANY_ROWS);
-                        assert!(rows * plan.entries_of_row() * ENTRY <= LIST_BYTES, "{plan:?}");
+                        for (rows, entries) in [
+                            (plan.rows, plan.lists_of_row() * plan.capacity),
+                            (MANY_ROWS, plan.refined_lists_of_row() * plan.capacity),
+                            (MANY_ROWS, plan.exact_splits * plan.exact_capacity),
+                        ] {
+                            assert!(queries.min(rows) * entries * ENTRY <= LIST_BYTES, "{plan:?}");
+                            assert!(entries <= plan.entries_of_row(), "{plan:?}");
+                        }
                         assert!(plan.capacity >= 2 * wanted && plan.exact_capacity >= wanted, "{plan:?}");
                         assert!(
                             plan.capacity <= abi::MAX_CAPACITY && plan.capacity.is_multiple_of(RING),
@@ -475,7 +481,9 @@ mod tests {
         let plan = Plan::new(DType::BF16, 8192, 1_000_000, 10, H200);
         assert_eq!((plan.rows, plan.splits), (MANY_ROWS, 3));
         let plan = Plan::new(DType::BF16, 1, 1_000_000, 10, H200);
-        assert!(plan.rows == FEW_ROWS && plan.splits >= 32, "{plan:?}");
+        assert_eq!((plan.rows, plan.splits), (FEW_ROWS, 264));
+        let plan = Plan::new(DType::BF16, 64, 1_000_000, 10, H200);
+        assert_eq!((plan.rows, plan.splits), (FEW_ROWS, 32));
         assert_eq!(Plan::new(DType::F32, 1, 64, 1, H200).splits, 1);
     }
 
