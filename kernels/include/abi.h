@@ -179,3 +179,84 @@ struct RankingCount {
     uint32_t splits;
     uint32_t reserved;
 };
+
+// Which keys are the positives of a query, beside what excludes them.
+constexpr uint32_t RULE_LABELS = 0;
+constexpr uint32_t RULE_DIAGONAL = 1;
+constexpr uint32_t RULE_LISTS = 2;
+constexpr uint32_t RULE_BITS = 3;
+constexpr uint32_t RULE_ALL = 4;
+// Dimensions whose gradient one block sums.
+constexpr uint32_t GRADIENT_DIMS = 128;
+// Bytes of what one split of the keys knows of a row.
+constexpr uint32_t ROW_PARTIAL_BYTES = 20;
+// Words of the status of a problem: the least bad query, key, temperature, denominator weight and list.
+constexpr uint32_t CONTRAST_STATUS = 5;
+
+// contrast_*: the weighted multi-positive contrastive loss.
+struct Contrast {
+    // Matrices [rows, dim] with rows `stride` elements apart.
+    uint64_t queries;
+    uint64_t keys;
+    uint64_t query_stride;
+    uint64_t key_stride;
+    // f32 [queries], or one for all.
+    uint64_t temperatures;
+    // RULE_LABELS: u32 by query and key number.
+    uint64_t query_labels;
+    uint64_t key_labels;
+    // RULE_LISTS: u32 [queries + 1], and u32 key numbers, ascending in a list, with f32 weights or without.
+    uint64_t offsets;
+    uint64_t indices;
+    uint64_t weights;
+    // RULE_BITS: u32 [queries, words] and [keys, words].
+    uint64_t query_sets;
+    uint64_t key_sets;
+    // One bit a query or key, in u32 words: anchors, keys of any sum, keys that may be positives.
+    uint64_t anchors;
+    uint64_t valid;
+    uint64_t credible;
+    // f32 [keys].
+    uint64_t denominator_weights;
+    // u32 by query and key number: pairs of one id are in no sum.
+    uint64_t query_ids;
+    uint64_t key_ids;
+    // u32 by query and key number: keys of the query's label that are no positives are in no denominator.
+    uint64_t left_out_queries;
+    uint64_t left_out_keys;
+    // f32 [queries]: the losses, the logarithms of the denominators, the sums of the targets, and what multiplies a
+    // positive's weight to be its target, which is 0 for rows that do not count.
+    uint64_t losses;
+    uint64_t log_sum_exp;
+    uint64_t mass;
+    uint64_t inverse_normalizer;
+    // f32 [queries, dim] and [queries]: of each row's own loss.
+    uint64_t query_gradient;
+    uint64_t temperature_gradient;
+    // f32 [queries]: the gradient of every row's loss; f32 [keys, dim].
+    uint64_t upstream;
+    uint64_t key_gradient;
+    // [queries, splits] of ROW_PARTIAL_BYTES; f32 [splits, queries, dim] and [splits, queries].
+    uint64_t partials;
+    uint64_t partial_gradients;
+    uint64_t partial_temperatures;
+    // f32 [queries] and f32: weights of the rows in the gradient of the keys, in units of a power of two.
+    uint64_t row_weights;
+    uint64_t row_unit;
+    // u32 [CONTRAST_STATUS].
+    uint64_t status;
+    uint32_t query_count;
+    uint32_t key_count;
+    uint32_t dim;
+    uint32_t rule;
+    // 32-bit words of a set, and the least overlap of a positive pair.
+    uint32_t words;
+    uint32_t least_overlap;
+    // Indices in all lists.
+    uint32_t listed;
+    // 1 when every query has its own temperature.
+    uint32_t own_temperatures;
+    // 1 when weights are divided by their sum, 0 by their number.
+    uint32_t by_weight;
+    uint32_t splits;
+};

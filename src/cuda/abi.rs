@@ -32,6 +32,23 @@ pub const SORT_ITEMS: usize = 2048;
 /// Values of a digit.
 pub const SORT_DIGITS: usize = 256;
 
+/// Dimensions whose gradient one block sums.
+pub const GRADIENT_DIMS: usize = 128;
+/// Bytes of what one split of the keys knows of a row.
+pub const ROW_PARTIAL_BYTES: usize = 20;
+/// Words of the status of a contrastive problem.
+pub const CONTRAST_STATUS: usize = 5;
+/// Rules of the contrastive loss: which keys are positives.
+pub const RULE_LABELS: usize = 0;
+/// Key i is the positive of query i.
+pub const RULE_DIAGONAL: usize = 1;
+/// Lists of positives.
+pub const RULE_LISTS: usize = 2;
+/// Sets that overlap.
+pub const RULE_BITS: usize = 3;
+/// Every key.
+pub const RULE_ALL: usize = 4;
+
 /// A metric's number.
 pub(super) fn metric(metric: Metric) -> u32 {
     match metric {
@@ -174,5 +191,52 @@ params! {
         status: u64,
         splits: u32,
         reserved: u32,
+    }
+    /// `contrast_*`.
+    Contrast {
+        queries: u64,
+        keys: u64,
+        query_stride: u64,
+        key_stride: u64,
+        temperatures: u64,
+        query_labels: u64,
+        key_labels: u64,
+        offsets: u64,
+        indices: u64,
+        weights: u64,
+        query_sets: u64,
+        key_sets: u64,
+        anchors: u64,
+        valid: u64,
+        credible: u64,
+        denominator_weights: u64,
+        query_ids: u64,
+        key_ids: u64,
+        left_out_queries: u64,
+        left_out_keys: u64,
+        losses: u64,
+        log_sum_exp: u64,
+        mass: u64,
+        inverse_normalizer: u64,
+        query_gradient: u64,
+        temperature_gradient: u64,
+        upstream: u64,
+        key_gradient: u64,
+        partials: u64,
+        partial_gradients: u64,
+        partial_temperatures: u64,
+        row_weights: u64,
+        row_unit: u64,
+        status: u64,
+        query_count: u32,
+        key_count: u32,
+        dim: u32,
+        rule: u32,
+        words: u32,
+        least_overlap: u32,
+        listed: u32,
+        own_temperatures: u32,
+        by_weight: u32,
+        splits: u32,
     }
 }

@@ -70,6 +70,14 @@ fn the_constants_agree() {
         ("SORT_DIGITS", abi::SORT_DIGITS),
         ("SLAB_BYTES", abi::SLAB_BYTES),
         ("STAGES", abi::STAGES),
+        ("GRADIENT_DIMS", abi::GRADIENT_DIMS),
+        ("ROW_PARTIAL_BYTES", abi::ROW_PARTIAL_BYTES),
+        ("CONTRAST_STATUS", abi::CONTRAST_STATUS),
+        ("RULE_LABELS", abi::RULE_LABELS),
+        ("RULE_DIAGONAL", abi::RULE_DIAGONAL),
+        ("RULE_LISTS", abi::RULE_LISTS),
+        ("RULE_BITS", abi::RULE_BITS),
+        ("RULE_ALL", abi::RULE_ALL),
     ] {
         assert_eq!(value(name), ours, "{name}");
     }
