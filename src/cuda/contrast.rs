@@ -3,7 +3,9 @@
 use consonance_cpu::Error as Bad;
 use consonance_cpu::contrast::{AffinityMap, Normalizer, Options, OtherPositives, Products};
 
-use super::abi::{self, CONTRAST_STATUS, GRADIENT_DIMS, MANY_ROWS, ROW_PARTIAL_BYTES, TILE_KEYS, TILE_THREADS};
+use super::abi::{
+    self, CONTRAST_STATUS, GRADIENT_DIMS, MANY_ROWS, ROW_PARTIAL_BYTES, TILE_KEYS, TILE_THREADS,
+};
 use super::executor::launch;
 use super::rows::{check_length, check_sides};
 use super::scratch::Scratch;
@@ -148,7 +150,10 @@ impl Losses {
         let rest = [
             ("temperature", "finite and above 0, as its inverse"),
             ("denominator_weights", "finite and at least 0"),
-            ("indices", "ascending lists of key numbers without repeats, within the offsets, with finite weights"),
+            (
+                "indices",
+                "ascending lists of key numbers without repeats, within the offsets, with finite weights",
+            ),
         ];
         for ((argument, expected), place) in rest.into_iter().zip(&words[2..]) {
             if *place != u32::MAX {
@@ -254,7 +259,11 @@ pub fn losses(executor: &dyn Executor, problem: &Problem<'_>) -> Result<Losses> 
 ///
 /// # Errors
 /// As [`losses()`].
-pub fn query_gradients(executor: &dyn Executor, problem: &Problem<'_>, losses: &Losses) -> Result<QueryGradients> {
+pub fn query_gradients(
+    executor: &dyn Executor,
+    problem: &Problem<'_>,
+    losses: &Losses,
+) -> Result<QueryGradients> {
     check(problem)?;
     check_losses(problem, losses)?;
     let (b, n, d) = (problem.queries.rows(), problem.keys.rows(), problem.queries.cols());
@@ -340,7 +349,8 @@ unsafe fn run(
 fn params(problem: &Problem<'_>, losses: &Losses) -> abi::Contrast {
     let Problem { queries, keys, temperatures, pairs, options } = problem;
     let address = |words: Option<Words<'_>>| words.map_or(0, |words| words.address());
-    let sides = |sides: Option<(Words<'_>, Words<'_>)>| sides.map_or((0, 0), |(q, k)| (q.address(), k.address()));
+    let sides =
+        |sides: Option<(Words<'_>, Words<'_>)>| sides.map_or((0, 0), |(q, k)| (q.address(), k.address()));
     let (same_id, left_out) = (sides(pairs.same_id), sides(pairs.left_out_labels));
     let all = abi::Contrast {
         queries: queries.address(),
@@ -456,8 +466,7 @@ fn check_rule(rule: &Rule<'_>, b: usize, n: usize) -> Result<()> {
             check_length(OP, "key_labels", keys.len(), n, "key")
         }
         Rule::Diagonal if n < b => {
-            let expected =
-                format!("at least {b} rows: with diagonal pairs key i is the positive of query i");
+            let expected = format!("at least {b} rows: with diagonal pairs key i is the positive of query i");
             Err(Bad::shape(OP, "keys", &[n], expected).into())
         }
         Rule::Lists { offsets, indices, weights } => {
@@ -476,7 +485,9 @@ fn check_rule(rule: &Rule<'_>, b: usize, n: usize) -> Result<()> {
                 return Err(Bad::range(OP, argument, 0, "at least 1").into());
             }
             let length = |argument, got, rows: usize, of| match rows.checked_mul(*words) {
-                Some(expected) if u32::try_from(*words).is_ok() => check_length(OP, argument, got, expected, of),
+                Some(expected) if u32::try_from(*words).is_ok() => {
+                    check_length(OP, argument, got, expected, of)
+                }
                 _ => Err(Bad::range(OP, "bits", words, "fewer than 2^32 words a set").into()),
             };
             length("query_bits", queries.len(), b, "word of a query's set")?;

@@ -5,7 +5,7 @@ use consonance::cuda::{Bytes, Executor, Matrix, Memory, Result, Words, ranking, 
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
-use super::{Backend, Gradients, NeighborsCase, RankingCase, Sides};
+use super::{Backend, ContrastCase, ContrastFound, Gradients, NeighborsCase, RankingCase, Sides};
 use crate::stored::Stored;
 
 const OP: &str = "test";
@@ -27,16 +27,16 @@ impl<E: Executor> OnDevice<E> {
         &self.executor
     }
 
-    fn matrix<'a>(&self, rows: &Stored, memory: &'a Memory) -> Result<Matrix<'a>> {
+    pub(super) fn matrix<'a>(&self, rows: &Stored, memory: &'a Memory) -> Result<Matrix<'a>> {
         let shape = [rows.rows(), rows.cols(), rows.stride()];
         Matrix::new(OP, "rows", memory, rows.dtype(), rows.offset(), shape)
     }
 
-    fn upload(&self, words: &[u32]) -> Result<Memory> {
+    pub(super) fn upload(&self, words: &[u32]) -> Result<Memory> {
         self.executor.upload(OP, bytemuck::cast_slice(words))
     }
 
-    fn words<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+    pub(super) fn words<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
         &self,
         memory: &Memory,
         len: usize,
@@ -142,5 +142,9 @@ impl<E: Executor> Backend for OnDevice<E> {
             ranking::ranking(&self.executor, &queries, &gallery, &case.options())
         };
         run().map_err(|error| error.to_string())
+    }
+
+    fn contrast(&self, case: &ContrastCase) -> std::result::Result<ContrastFound, String> {
+        self.contrast_of(case).map_err(|error| error.to_string())
     }
 }

@@ -1,5 +1,6 @@
 //! What a case runs on: the CPU backend, or the kernels on some executor.
 
+mod contrast;
 mod device;
 mod guarded;
 mod recorded;
@@ -10,6 +11,7 @@ use consonance_cpu::ranking::{self, ApVariant, Ranking};
 
 use crate::stored::Stored;
 
+pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
 pub use device::OnDevice;
 pub use guarded::Guarded;
 pub use recorded::Recorded;
@@ -127,6 +129,12 @@ pub trait Backend {
     /// # Errors
     /// What the backend says.
     fn ranking(&self, case: &RankingCase) -> Result<Ranking, String>;
+
+    /// The losses and all gradients of a contrastive loss.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String>;
 }
 
 impl<B: Backend + ?Sized> Backend for &B {
@@ -149,6 +157,10 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn ranking(&self, case: &RankingCase) -> Result<Ranking, String> {
         (**self).ranking(case)
+    }
+
+    fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
+        (**self).contrast(case)
     }
 }
 
@@ -205,5 +217,9 @@ impl Backend for Cpu {
         Self::rows(&case.queries, &case.gallery, |queries, gallery| {
             ranking::ranking(queries, gallery, &case.options())
         })
+    }
+
+    fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
+        Self::contrast_of(case)
     }
 }

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
-use super::{Backend, Gradients, NeighborsCase, RankingCase};
+use super::{Backend, ContrastCase, ContrastFound, Gradients, NeighborsCase, RankingCase};
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
 /// digests are equal.
@@ -64,5 +64,14 @@ impl<B: Backend> Backend for Recorded<B> {
         let ranking = self.backend.ranking(case)?;
         ranking.ranks.hash(&mut *self.digest.borrow_mut());
         Ok(ranking)
+    }
+
+    fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
+        let found = self.backend.contrast(case)?;
+        for floats in [&found.per_row, &found.log_sum_exp, &found.queries, &found.temperatures, &found.keys] {
+            self.add(floats);
+        }
+        found.counted.hash(&mut *self.digest.borrow_mut());
+        Ok(found)
     }
 }

@@ -5,6 +5,8 @@
 //! planted fault. Inputs are integers, whose results are compared bit for bit, or real numbers, whose results are
 //! held to a bound derived beforehand.
 
+pub mod contrast;
+mod contrast_bound;
 pub mod neighbors;
 pub mod ranking;
 
@@ -28,7 +30,7 @@ pub type Check = (&'static str, fn(&dyn crate::backend::Backend) -> Outcome);
 
 /// All checks of all families.
 pub fn all() -> impl Iterator<Item = Check> {
-    neighbors::CHECKS.iter().chain(ranking::CHECKS).copied()
+    neighbors::CHECKS.iter().chain(ranking::CHECKS).chain(contrast::CHECKS).copied()
 }
 
 /// Runs all checks and says what each found wrong.

@@ -1,0 +1,338 @@
+//! A contrastive loss, and how each backend computes it.
+
+use consonance::cuda::contrast::{self as cuda, key_gradients, losses, query_gradients};
+use consonance::cuda::neighbors::pack_bits;
+use consonance::cuda::{Bytes, Executor, Memory, Result, Words};
+use consonance_cpu::contrast::{self as cpu, Normalizer, Options};
+use consonance_reference::contrast as reference;
+
+use super::{Cpu, OnDevice, Sides, slices};
+use crate::data;
+use crate::stored::Stored;
+
+const OP: &str = "test";
+
+/// Which keys are the positives of a query.
+#[derive(Debug, Clone)]
+pub enum ContrastRule {
+    /// Keys of the query's label.
+    Labels(Vec<u32>, Vec<u32>),
+    /// Key i of query i.
+    Diagonal,
+    /// Offsets, indices and weights.
+    Lists(Vec<u32>, Vec<u32>, Option<Vec<f32>>),
+    /// Sets of so many words, and their least overlap.
+    Bits(Vec<u32>, Vec<u32>, usize, u32),
+    /// Every key.
+    All,
+}
+
+/// A contrastive loss.
+#[derive(Debug, Clone)]
+pub struct ContrastCase {
+    /// `[B, D]`.
+    pub queries: Stored,
+    /// `[N, D]`.
+    pub keys: Stored,
+    /// One, or one a query.
+    pub temperatures: Vec<f32>,
+    /// Which keys are positives.
+    pub rule: ContrastRule,
+    /// Queries that are anchors.
+    pub anchors: Option<Vec<bool>>,
+    /// Keys of any sum.
+    pub valid: Option<Vec<bool>>,
+    /// Keys that may be positives.
+    pub credible: Option<Vec<bool>>,
+    /// u_j.
+    pub denominator_weights: Option<Vec<f32>>,
+    /// Ids of both sides.
+    pub ids: Sides,
+    /// Labels of both sides, whose keys leave the denominator unless they are positives.
+    pub left_out: Sides,
+    /// What divides the weights.
+    pub normalizer: Normalizer,
+    /// The gradient of every row's loss.
+    pub upstream: Vec<f32>,
+}
+
+/// What a backend finds.
+#[derive(Debug, Clone, Default)]
+pub struct ContrastFound {
+    /// L_i.
+    pub per_row: Vec<f32>,
+    /// The logarithms of the denominators.
+    pub log_sum_exp: Vec<f32>,
+    /// Which rows count.
+    pub counted: Vec<bool>,
+    /// ∂L_i/∂x_i.
+    pub queries: Vec<f32>,
+    /// ∂L_i/∂τ_i.
+    pub temperatures: Vec<f32>,
+    /// The gradient of Σ upstream · L for the keys.
+    pub keys: Vec<f32>,
+}
+
+impl ContrastCase {
+    /// One temperature, a rule and no option.
+    pub fn new(queries: Stored, keys: Stored, temperature: f32, rule: ContrastRule) -> Self {
+        let upstream = data::normal(queries.rows(), 1, 99);
+        Self {
+            queries,
+            keys,
+            temperatures: vec![temperature],
+            rule,
+            anchors: None,
+            valid: None,
+            credible: None,
+            denominator_weights: None,
+            ids: None,
+            left_out: None,
+            normalizer: Normalizer::Count,
+            upstream,
+        }
+    }
+
+    /// The temperature of a query.
+    pub fn temperature(&self, query: usize) -> f64 {
+        f64::from(self.temperatures[if self.temperatures.len() == 1 { 0 } else { query }])
+    }
+
+    /// Some of the queries, in this order. Not for diagonal pairs.
+    #[must_use]
+    pub fn select(&self, queries: &[usize]) -> Self {
+        fn pick<T: Clone>(values: &[T], rows: &[usize]) -> Vec<T> {
+            rows.iter().map(|row| values[*row].clone()).collect()
+        }
+        let sides = |sides: &Sides| sides.as_ref().map(|(left, right)| (pick(left, queries), right.clone()));
+        let rule = match &self.rule {
+            ContrastRule::Labels(left, right) => ContrastRule::Labels(pick(left, queries), right.clone()),
+            ContrastRule::Lists(offsets, indices, weights) => {
+                let lists = queries.iter().map(|row| offsets[*row] as usize..offsets[*row + 1] as usize);
+                let places: Vec<usize> = lists.clone().flatten().collect();
+                let mut ends = vec![0];
+                lists.for_each(|list| ends.push(ends.last().copied().unwrap_or(0) + list.len() as u32));
+                let weights = weights.as_ref().map(|weights| pick(weights, &places));
+                ContrastRule::Lists(ends, pick(indices, &places), weights)
+            }
+            ContrastRule::Bits(left, right, words, least) => {
+                let places: Vec<usize> =
+                    queries.iter().flat_map(|row| row * words..(row + 1) * words).collect();
+                ContrastRule::Bits(pick(left, &places), right.clone(), *words, *least)
+            }
+            other => other.clone(),
+        };
+        Self {
+            queries: self.queries.select(queries),
+            temperatures: match self.temperatures.len() {
+                1 => self.temperatures.clone(),
+                _ => pick(&self.temperatures, queries),
+            },
+            rule,
+            anchors: self.anchors.as_ref().map(|anchors| pick(anchors, queries)),
+            ids: sides(&self.ids),
+            left_out: sides(&self.left_out),
+            upstream: pick(&self.upstream, queries),
+            ..self.clone()
+        }
+    }
+
+    /// The pairs as the definition has them.
+    pub fn pairs(&self) -> reference::Pairs {
+        let (b, n) = (self.queries.rows(), self.keys.rows());
+        let in_list = |i: usize, j: usize| match &self.rule {
+            ContrastRule::Lists(offsets, indices, _) => {
+                (offsets[i] as usize..offsets[i + 1] as usize).find(|at| indices[*at] as usize == j)
+            }
+            _ => None,
+        };
+        let anchor = |i: usize| self.anchors.as_ref().is_none_or(|anchors| anchors[i]);
+        let mut pairs = reference::Pairs::new(b, n, |i, j| {
+            anchor(i)
+                && match &self.rule {
+                    ContrastRule::Labels(left, right) => left[i] == right[j],
+                    ContrastRule::Diagonal => i == j,
+                    ContrastRule::Lists(..) => in_list(i, j).is_some(),
+                    ContrastRule::Bits(left, right, words, least) => {
+                        let sets = left[i * words..][..*words].iter().zip(&right[j * words..][..*words]);
+                        sets.map(|(a, b)| (a & b).count_ones()).sum::<u32>() >= *least
+                    }
+                    ContrastRule::All => true,
+                }
+        });
+        if let ContrastRule::Lists(_, _, Some(weights)) = &self.rule {
+            pairs = pairs.weighted(|i, j| in_list(i, j).map_or(1.0, |at| f64::from(weights[at])));
+        }
+        if let Some(valid) = &self.valid {
+            pairs = pairs.valid(|j| valid[j]);
+        }
+        if let Some(credible) = &self.credible {
+            pairs = pairs.credible_positives(|j| credible[j]);
+        }
+        if let Some(weights) = &self.denominator_weights {
+            pairs = pairs.denominator_weights(&data::widen(weights));
+        }
+        if let Some((left, right)) = &self.ids {
+            pairs = pairs.ignore_same_id(left, right);
+        }
+        if let Some((left, right)) = &self.left_out {
+            pairs = pairs.leave_out_same_label(left, right);
+        }
+        pairs
+    }
+
+    fn options(&self) -> Options {
+        Options { normalizer: self.normalizer, ..Options::default() }
+    }
+}
+
+impl Cpu {
+    pub(super) fn contrast_of(case: &ContrastCase) -> std::result::Result<ContrastFound, String> {
+        let rule = match &case.rule {
+            ContrastRule::Labels(queries, keys) => cpu::Rule::Labels { queries, keys },
+            ContrastRule::Diagonal => cpu::Rule::Diagonal,
+            ContrastRule::Lists(offsets, indices, weights) => {
+                cpu::Rule::Lists { offsets, indices, weights: weights.as_deref() }
+            }
+            ContrastRule::Bits(queries, keys, words, least) => {
+                cpu::Rule::Bits { queries, keys, words: *words, min_overlap: *least }
+            }
+            ContrastRule::All => cpu::Rule::All,
+        };
+        Self::rows(&case.queries, &case.keys, |queries, keys| {
+            let pairs = cpu::Pairs {
+                anchors: case.anchors.as_deref(),
+                valid: case.valid.as_deref(),
+                credible: case.credible.as_deref(),
+                denominator_weights: case.denominator_weights.as_deref(),
+                same_id: slices(&case.ids),
+                left_out_labels: slices(&case.left_out),
+                ..cpu::Pairs::new(rule)
+            };
+            let (queries, keys) = (*queries, *keys);
+            let temperatures = &case.temperatures[..];
+            let problem = cpu::Problem { queries, keys, temperatures, pairs, options: case.options() };
+            let plan = cpu::Plan::new(&problem)?;
+            let forward = cpu::forward(&problem, &plan, true)?;
+            let keys = cpu::key_gradients(&problem, &plan, &forward, &case.upstream)?;
+            Ok(ContrastFound {
+                per_row: forward.per_row,
+                log_sum_exp: forward.log_sum_exp,
+                counted: forward.counted,
+                queries: forward.query_gradients,
+                temperatures: forward.temperature_gradients,
+                keys,
+            })
+        })
+    }
+}
+
+/// Uploaded numbers of both sides.
+type Uploaded = Option<(Memory, Memory)>;
+
+impl<E: Executor> OnDevice<E> {
+    fn bits(&self, mask: Option<&Vec<bool>>) -> Result<Option<Memory>> {
+        let Some(mask) = mask else { return Ok(None) };
+        let bytes: Vec<u8> = mask.iter().map(|on| u8::from(*on)).collect();
+        let bytes = self.executor().upload(OP, &bytes)?;
+        pack_bits(self.executor(), Bytes::new(OP, "mask", &bytes, mask.len())?).map(Some)
+    }
+
+    fn floats(&self, values: &[f32]) -> Result<Memory> {
+        self.executor().upload(OP, bytemuck::cast_slice(values))
+    }
+
+    fn both(&self, sides: Option<(&[u32], &[u32])>) -> Result<Uploaded> {
+        sides.map(|(left, right)| Ok((self.upload(left)?, self.upload(right)?))).transpose()
+    }
+
+    pub(super) fn contrast_of(&self, case: &ContrastCase) -> Result<ContrastFound> {
+        let executor = self.executor();
+        let (b, n, dim) = (case.queries.rows(), case.keys.rows(), case.queries.cols());
+        let queries = executor.upload(OP, &case.queries.bytes())?;
+        let keys = executor.upload(OP, &case.keys.bytes())?;
+        let (temperatures, upstream) = (self.floats(&case.temperatures)?, self.floats(&case.upstream)?);
+        let (masks, weights) = (
+            [
+                self.bits(case.anchors.as_ref())?,
+                self.bits(case.valid.as_ref())?,
+                self.bits(case.credible.as_ref())?,
+            ],
+            case.denominator_weights.as_ref().map(|weights| self.floats(weights)).transpose()?,
+        );
+        let (ids, left_out) = (self.both(slices(&case.ids))?, self.both(slices(&case.left_out))?);
+        let numbers = match &case.rule {
+            ContrastRule::Labels(left, right) | ContrastRule::Bits(left, right, ..) => {
+                self.both(Some((left, right)))?
+            }
+            ContrastRule::Lists(offsets, indices, _) => self.both(Some((offsets, indices)))?,
+            ContrastRule::Diagonal | ContrastRule::All => None,
+        };
+        let list_weights = match &case.rule {
+            ContrastRule::Lists(_, _, Some(weights)) => Some((self.floats(weights)?, weights.len())),
+            _ => None,
+        };
+        let words = |memory: &Memory, len: usize| {
+            // SAFETY: the caller gives the length that was uploaded, and the memory lives until the end of the call.
+            unsafe { Words::from_address(memory.address(), len) }
+        };
+        let pair = |memory: &Uploaded, lengths: [usize; 2]| {
+            memory.as_ref().map(|(left, right)| (words(left, lengths[0]), words(right, lengths[1])))
+        };
+        let lengths =
+            |sides: &Sides| sides.as_ref().map_or([0; 2], |(left, right)| [left.len(), right.len()]);
+        let rule = match (&case.rule, &numbers) {
+            (ContrastRule::Labels(left, right), Some((queries, keys))) => {
+                cuda::Rule::Labels { queries: words(queries, left.len()), keys: words(keys, right.len()) }
+            }
+            (ContrastRule::Lists(starts, list, _), Some((offsets, indices))) => cuda::Rule::Lists {
+                offsets: words(offsets, starts.len()),
+                indices: words(indices, list.len()),
+                weights: list_weights.as_ref().map(|(memory, len)| words(memory, *len)),
+            },
+            (ContrastRule::Bits(left, right, set, least), Some((queries, keys))) => cuda::Rule::Bits {
+                queries: words(queries, left.len()),
+                keys: words(keys, right.len()),
+                words: *set,
+                min_overlap: *least,
+            },
+            (ContrastRule::Diagonal, _) => cuda::Rule::Diagonal,
+            _ => cuda::Rule::All,
+        };
+        let mask = |memory: &Option<Memory>, values: &Option<Vec<bool>>| {
+            let len = values.as_ref().map_or(0, |values| values.len().div_ceil(32));
+            memory.as_ref().map(|memory| words(memory, len))
+        };
+        let problem = cuda::Problem {
+            queries: self.matrix(&case.queries, &queries)?,
+            keys: self.matrix(&case.keys, &keys)?,
+            temperatures: words(&temperatures, case.temperatures.len()),
+            pairs: cuda::Pairs {
+                anchors: mask(&masks[0], &case.anchors),
+                valid: mask(&masks[1], &case.valid),
+                credible: mask(&masks[2], &case.credible),
+                denominator_weights: weights
+                    .as_ref()
+                    .zip(case.denominator_weights.as_ref())
+                    .map(|(memory, weights)| words(memory, weights.len())),
+                same_id: pair(&ids, lengths(&case.ids)),
+                left_out_labels: pair(&left_out, lengths(&case.left_out)),
+                ..cuda::Pairs::new(rule)
+            },
+            options: case.options(),
+        };
+        let found = losses(executor, &problem)?;
+        found.check(executor)?;
+        let gradients = query_gradients(executor, &problem, &found)?;
+        let of_keys = key_gradients(executor, &problem, &found, words(&upstream, case.upstream.len()))?;
+        let inverse: Vec<f32> = self.words(&found.inverse_normalizer, b)?;
+        Ok(ContrastFound {
+            per_row: self.words(&found.per_row, b)?,
+            log_sum_exp: self.words(&found.log_sum_exp, b)?,
+            counted: inverse.iter().map(|inverse| *inverse > 0.0).collect(),
+            queries: self.words(&gradients.queries, b * dim)?,
+            temperatures: self.words(&gradients.temperatures, b)?,
+            keys: self.words(&of_keys, n * dim)?,
+        })
+    }
+}
