@@ -501,6 +501,38 @@ fn check_rule(rule: &Rule<'_>, b: usize, n: usize) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn problem(rule: Rule<'static>) -> Problem<'static> {
+        // SAFETY: nothing is read or launched, only checked.
+        let (rows, words) =
+            unsafe { (Matrix::from_address(256, DType::F32, [4, 8, 8]), Words::from_address(256, 1)) };
+        Problem {
+            queries: rows,
+            keys: rows,
+            temperatures: words,
+            pairs: Pairs::new(rule),
+            options: Options::default(),
+        }
+    }
+
+    #[test]
+    fn forms_without_kernels_are_refused_by_name() {
+        let good = problem(Rule::All);
+        assert!(check(&good).is_ok());
+        let mut affinity = good;
+        affinity.pairs.affinity =
+            Some(Affinity { queries: good.queries, keys: good.keys, map: AffinityMap::Half });
+        let left_out = Options { other_positives: OtherPositives::LeftOut, ..Options::default() };
+        let plain = Options { products: Products::F32, ..Options::default() };
+        for (problem, name) in [
+            (affinity, "`affinity`"),
+            (Problem { options: left_out, ..good }, "`other_positives`"),
+            (Problem { options: plain, ..good }, "`products`"),
+        ] {
+            let text = check(&problem).unwrap_err().to_string();
+            assert!(text.contains(name) && text.contains("CPU"), "{text}");
+        }
+    }
+
     #[test]
     fn scratch_grows_with_the_queries_alone() {
         let many = Buffers::queries(64, 96, splits(100_000_000));

@@ -177,12 +177,122 @@ const RANKING: Family = (
     ],
 );
 
+const CONTRAST: Family = (
+    &["contrast.cu", "neighbors.cu"],
+    suite::contrast::CHECKS,
+    &[
+        fault(
+            "pairs of one id count",
+            "include/positives.cuh",
+            "p.query_ids != 0 && query.id == key.id",
+            "p.query_ids == 1 && query.id == key.id",
+        ),
+        fault(
+            "keys that are not valid are positives",
+            "include/positives.cuh",
+            "bit_at(p.valid, key) && bit_at(p.credible, key)",
+            "bit_at(p.credible, key)",
+        ),
+        fault(
+            "positives leave the denominator with their label",
+            "include/positives.cuh",
+            "query.left_out == key.left_out && !is_positive",
+            "query.left_out == key.left_out",
+        ),
+        fault(
+            "sets that overlap just enough are not positive",
+            "include/positives.cuh",
+            "overlap >= p.least_overlap",
+            "overlap > p.least_overlap",
+        ),
+        fault(
+            "a sum is not rescaled when the maximum grows",
+            "include/softmax.cuh",
+            "mine.sum = mine.sum * ptx::exp2_fast(mine.largest - largest) + sum;",
+            "mine.sum = mine.sum + sum;",
+        ),
+        fault(
+            "splits are joined without their maximum",
+            "include/softmax.cuh",
+            "other.sum * ptx::exp2_fast(other.largest - largest)",
+            "other.sum",
+        ),
+        fault(
+            "half of a row is lost",
+            "include/softmax.cuh",
+            "for (int step = 1; step < 4; step *= 2)",
+            "for (int step = 1; step < 2; step *= 2)",
+        ),
+        fault("coefficients are too large for 16 bits", "include/softmax.cuh", "(267 - ", "(271 - "),
+        fault(
+            "coefficients change their places",
+            "include/gradient.cuh",
+            "i / 2 % 2 * 2 + half",
+            "i / 2 % 2 + half * 2",
+        ),
+        fault(
+            "the low part of a coefficient is lost",
+            "include/gradient.cuh",
+            "coefficients.steps[step].low, b[i].high",
+            "coefficients.steps[step].low, b[i].low",
+        ),
+        fault(
+            "values are read before they arrive",
+            "include/gradient.cuh",
+            "ptx::copy_async_wait<0>()",
+            "ptx::copy_async_wait<2>()",
+        ),
+        fault(
+            "values of another tile are multiplied",
+            "include/gradient.cuh",
+            "next += TILE_KEYS;",
+            "next += TILE_KEYS / 2;",
+        ),
+        fault(
+            "the last dimensions are lost",
+            "include/gradient.cuh",
+            "static_cast<uint32_t>(block * 8) >= p.dim",
+            "static_cast<uint32_t>(block * 8 + 8) >= p.dim",
+        ),
+        fault(
+            "weights of positives are halved in the gradient",
+            "include/gradient.cuh",
+            "const float target = weight *",
+            "const float target = 0.5f * weight *",
+        ),
+        fault(
+            "only keys of the first split add to the gradient",
+            "contrast.cu",
+            "sum += array<float>(p.partial_gradients)[split * step",
+            "sum += array<float>(p.partial_gradients)[0 * step",
+        ),
+        fault(
+            "rows that do not count have a loss",
+            "contrast.cu",
+            "[query] = counts ? loss / normalizer : 0.0f",
+            "[query] = loss / normalizer",
+        ),
+        fault(
+            "the temperature divides once",
+            "contrast.cu",
+            "-(along / temperature) / temperature",
+            "-along / temperature",
+        ),
+        fault(
+            "lists that do not ascend pass",
+            "contrast.cu",
+            "(at == first || array<uint32_t>(p.indices)[at - 1] < key)",
+            "true",
+        ),
+    ],
+);
+
 #[test]
 fn the_suite_finds_every_planted_fault() {
     if skipped_without_compiler() {
         return;
     }
-    let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING]
+    let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING, &CONTRAST]
         .into_iter()
         .flat_map(|family| family.2.iter().map(move |f| (family, f)))
         .collect();
