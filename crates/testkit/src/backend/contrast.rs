@@ -1,8 +1,7 @@
 //! A contrastive loss, and how each backend computes it.
 
 use consonance::cuda::contrast::{self as cuda, key_gradients, losses, query_gradients};
-use consonance::cuda::neighbors::pack_bits;
-use consonance::cuda::{Bytes, Executor, Memory, Result, Words};
+use consonance::cuda::{Executor, Memory, Result, Words};
 use consonance_cpu::contrast::{self as cpu, Normalizer, Options};
 use consonance_reference::contrast as reference;
 
@@ -232,10 +231,8 @@ type Uploaded = Option<(Memory, Memory)>;
 
 impl<E: Executor> OnDevice<E> {
     fn bits(&self, mask: Option<&Vec<bool>>) -> Result<Option<Memory>> {
-        let Some(mask) = mask else { return Ok(None) };
-        let bytes: Vec<u8> = mask.iter().map(|on| u8::from(*on)).collect();
-        let bytes = self.executor().upload(OP, &bytes)?;
-        pack_bits(self.executor(), Bytes::new(OP, "mask", &bytes, mask.len())?).map(Some)
+        let word = |chunk: &[bool]| chunk.iter().rev().fold(0, |word, on| word << 1 | u32::from(*on));
+        mask.map(|mask| self.upload(&mask.chunks(32).map(word).collect::<Vec<u32>>())).transpose()
     }
 
     fn floats(&self, values: &[f32]) -> Result<Memory> {

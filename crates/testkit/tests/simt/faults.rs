@@ -178,7 +178,7 @@ const RANKING: Family = (
 );
 
 const CONTRAST: Family = (
-    &["contrast.cu", "neighbors.cu"],
+    &["contrast.cu"],
     suite::contrast::CHECKS,
     &[
         fault(
