@@ -88,7 +88,8 @@ fn sizes(backend: &dyn Backend) -> Outcome {
 }
 
 fn options(backend: &dyn Backend) -> Outcome {
-    for (turn, [b, n, dim]) in (0u64..).zip([[19, 71, 9], [66, 90, 20]]) {
+    let alone: &[usize] = &[0, 3, 12, 16, 32, 64, 127];
+    for (turn, ([b, n, dim], options)) in (0u64..).zip([([19, 71, 9], alone), ([66, 90, 20], &[12, 127])]) {
         let rules = [
             labels(b, n, 5, turn),
             ContrastRule::Diagonal,
@@ -98,7 +99,7 @@ fn options(backend: &dyn Backend) -> Outcome {
             ContrastRule::All,
         ];
         for (at, rule) in rules.into_iter().enumerate() {
-            for which in [0, 3, 12, 16, 32, 64, 127] {
+            for which in options.iter().copied() {
                 let dtype = DType::ALL[(turn as usize + at + which) % 3];
                 let mut case = unit_case(dtype, [b, n, dim], turn + 40, rule.clone());
                 let seed = turn + 10 * which as u64;
