@@ -216,6 +216,7 @@ struct Gradient {
                 coefficients.set(half, i, tile[i], tile[i + 1]);
             }
         }
+        // Lanes that walked through different numbers of weights multiply together.
         __syncwarp();
         const T* const type = nullptr;
 #pragma unroll
