@@ -1,0 +1,141 @@
+//! What the host checks of a contrastive loss before anything is launched.
+
+use consonance_cpu::Error as Bad;
+use consonance_cpu::contrast::{OtherPositives, Products};
+
+use super::{Losses, OP, Problem, Rule};
+use crate::cuda::Result;
+use crate::cuda::rows::{check_length, check_sides};
+
+/// Checks that losses are those of a problem of this size.
+pub(super) fn check_losses(problem: &Problem<'_>, losses: &Losses) -> Result<()> {
+    let b = problem.queries.rows();
+    check_length(OP, "losses", losses.mass.bytes() / size_of::<f32>(), b, "query")
+}
+
+/// Checks all that the host knows of a problem.
+pub(super) fn check(problem: &Problem<'_>) -> Result<()> {
+    let Problem { queries, keys, temperatures, pairs, options } = problem;
+    check_sides(OP, ["queries", "keys"], queries, keys)?;
+    let (b, n) = (queries.rows(), keys.rows());
+    let refuse = |argument, got: &str, expected: &str| Err(Bad::range(OP, argument, got, expected).into());
+    if options.other_positives == OtherPositives::LeftOut {
+        return refuse(
+            "other_positives",
+            "LeftOut",
+            "InDenominator on a GPU; for the other form move the tensors to the CPU",
+        );
+    }
+    if options.products == Products::F32 {
+        return refuse("products", "F32", "Fastest on a GPU; for sums in f32 move the tensors to the CPU");
+    }
+    if pairs.affinity.is_some() {
+        let expected = "none on a GPU; give weights with lists, or move the tensors to the CPU";
+        return refuse("affinity", "old embeddings", expected);
+    }
+    if temperatures.len() != 1 && temperatures.len() != b {
+        let expected = format!("[1] or [{b}], one a query");
+        return Err(Bad::shape(OP, "temperature", &[temperatures.len()], expected).into());
+    }
+    check_rule(&pairs.rule, b, n)?;
+    for (argument, bits, rows, of) in [
+        ("anchors", pairs.anchors, b, "32 queries"),
+        ("valid", pairs.valid, n, "32 keys"),
+        ("credible_positives", pairs.credible, n, "32 keys"),
+    ] {
+        if let Some(bits) = bits {
+            check_length(OP, argument, bits.len(), rows.div_ceil(32), of)?;
+        }
+    }
+    if let Some(weights) = pairs.denominator_weights {
+        check_length(OP, "denominator_weights", weights.len(), n, "key")?;
+    }
+    for (names, sides) in
+        [(("query_ids", "key_ids"), pairs.same_id), (("query_labels", "key_labels"), pairs.left_out_labels)]
+    {
+        if let Some((q, k)) = sides {
+            check_length(OP, names.0, q.len(), b, "query")?;
+            check_length(OP, names.1, k.len(), n, "key")?;
+        }
+    }
+    Ok(())
+}
+
+fn check_rule(rule: &Rule<'_>, b: usize, n: usize) -> Result<()> {
+    match rule {
+        Rule::Labels { queries, keys } => {
+            check_length(OP, "query_labels", queries.len(), b, "query")?;
+            check_length(OP, "key_labels", keys.len(), n, "key")
+        }
+        Rule::Diagonal if n < b => {
+            let expected = format!("at least {b} rows: with diagonal pairs key i is the positive of query i");
+            Err(Bad::shape(OP, "keys", &[n], expected).into())
+        }
+        Rule::Lists { offsets, indices, weights } => {
+            check_length(OP, "offsets", offsets.len(), b + 1, "query and one more")?;
+            if u32::try_from(indices.len()).is_err() {
+                return Err(Bad::range(OP, "indices", indices.len(), "fewer than 2^32").into());
+            }
+            match weights {
+                Some(weights) => check_length(OP, "weights", weights.len(), indices.len(), "index"),
+                None => Ok(()),
+            }
+        }
+        Rule::Bits { queries, keys, words, min_overlap } => {
+            if *words == 0 || *min_overlap == 0 {
+                let argument = if *words == 0 { "bits" } else { "min_overlap" };
+                return Err(Bad::range(OP, argument, 0, "at least 1").into());
+            }
+            let length = |argument, got, rows: usize, of| match rows.checked_mul(*words) {
+                Some(expected) if u32::try_from(*words).is_ok() => {
+                    check_length(OP, argument, got, expected, of)
+                }
+                _ => Err(Bad::range(OP, "bits", words, "fewer than 2^32 words a set").into()),
+            };
+            length("query_bits", queries.len(), b, "word of a query's set")?;
+            length("key_bits", keys.len(), n, "word of a key's set")
+        }
+        Rule::Diagonal | Rule::All => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use consonance_cpu::contrast::{AffinityMap, Options};
+
+    use super::*;
+    use crate::cuda::contrast::{Affinity, Pairs};
+    use crate::cuda::{DType, Matrix, Words};
+
+    fn problem(rule: Rule<'static>) -> Problem<'static> {
+        // SAFETY: nothing is read or launched, only checked.
+        let (rows, words) =
+            unsafe { (Matrix::from_address(256, DType::F32, [4, 8, 8]), Words::from_address(256, 1)) };
+        Problem {
+            queries: rows,
+            keys: rows,
+            temperatures: words,
+            pairs: Pairs::new(rule),
+            options: Options::default(),
+        }
+    }
+
+    #[test]
+    fn forms_without_kernels_are_refused_by_name() {
+        let good = problem(Rule::All);
+        assert!(check(&good).is_ok());
+        let mut affinity = good;
+        affinity.pairs.affinity =
+            Some(Affinity { queries: good.queries, keys: good.keys, map: AffinityMap::Half });
+        let left_out = Options { other_positives: OtherPositives::LeftOut, ..Options::default() };
+        let plain = Options { products: Products::F32, ..Options::default() };
+        for (problem, name) in [
+            (affinity, "`affinity`"),
+            (Problem { options: left_out, ..good }, "`other_positives`"),
+            (Problem { options: plain, ..good }, "`products`"),
+        ] {
+            let text = check(&problem).unwrap_err().to_string();
+            assert!(text.contains(name) && text.contains("CPU"), "{text}");
+        }
+    }
+}
