@@ -19,21 +19,11 @@
 // Memory: 20 bytes a row and split, and the gradient of the queries once a split; splits depend on N alone.
 //
 // Shared memory: gradient_shared_bytes of src/cuda/contrast.rs repeats the layout of the structs below.
+#include "bound.cuh"
 #include "gradient.cuh"
 #include "kernel.cuh"
 
 namespace {
-
-// Squared norms above this can overflow an inner product.
-constexpr float LARGEST_SQUARED_NORM = 8.0e37f;
-
-__device__ __forceinline__ float sum_of_lanes(float value) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-        value += __shfl_xor_sync(ALL_LANES, value, step);
-    }
-    return value;
-}
 
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) < INFINITY; }
 
@@ -75,7 +65,7 @@ __device__ __forceinline__ void check(const Contrast& p) {
         const float value = to_f32(data[d]);
         squares = fmaf(value, value, squares);
     }
-    squares = sum_of_lanes(squares);
+    squares = sum_of_warp(squares);
     const bool good_list = !is_query || p.rule != RULE_LISTS || is_good_list(p, row);
     if (!good_list) {
         report(p, 4, row);

@@ -9,8 +9,8 @@
 // Grids: queries: one block a query; keys: one block OWNED_KEYS keys, each reading queries · k indices.
 // Traffic: queries: (k + 2) rows each; keys: the indices once a block, two rows a pair, the output twice a pair.
 #include "kernel.cuh"
-#include "list.cuh"
 #include "pairs.cuh"
+#include "warp.cuh"
 
 namespace {
 
@@ -21,14 +21,6 @@ struct Coefficients {
     float of_self;
     float of_other;
 };
-
-__device__ __forceinline__ float sum_of_warp(float value) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-        value += __shfl_xor_sync(ALL_LANES, value, step);
-    }
-    return value;
-}
 
 // All lanes of a warp together; the same result in all.
 template <class T>

@@ -36,10 +36,7 @@ __device__ __forceinline__ void check(const RankingCount& p) {
         const float x = to_f32(data[d]);
         squared = fmaf(x, x, squared);
     }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-        squared += __shfl_xor_sync(ALL_LANES, squared, step);
-    }
+    squared = sum_of_warp(squared);
     const bool is_good = squared <= LARGEST_SQUARED_NORM && (p.pairs.metric != COSINE || squared > 0.0f);
     if (!is_good && lane_index() == 0) {
         atomicMin(output<uint32_t>(p.status) + (is_query ? 0 : 1), row);

@@ -8,8 +8,8 @@
 // Grids: count and scatter: blocks of SORT_ITEMS numbers; scan: one block. Memory: 4 bytes a number, twice, and
 // 1 KiB a block. The order depends on the labels alone.
 #include "kernel.cuh"
-#include "list.cuh"
 #include "pairs.cuh"
+#include "warp.cuh"
 
 namespace {
 

@@ -7,10 +7,7 @@
 #pragma once
 
 #include "entry.cuh"
-
-constexpr unsigned ALL_LANES = 0xffffffffu;
-
-__device__ __forceinline__ unsigned lane_index() { return threadIdx.x % 32; }
+#include "warp.cuh"
 
 // How many of `entries[0..count)`, sorted best first, are better than `entry`.
 __device__ __forceinline__ uint32_t better_than(const uint64_t* entries, uint32_t count, uint64_t entry) {

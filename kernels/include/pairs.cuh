@@ -69,9 +69,12 @@ __device__ __forceinline__ KeyRange split_range(KeyRange range, uint32_t split, 
             static_cast<uint32_t>(end < range.end ? end : range.end)};
 }
 
-__device__ __forceinline__ bool is_allowed(const Pairs& p, uint32_t key) {
-    return p.allow == 0 || (array<uint32_t>(p.allow)[key / 32] >> (key % 32) & 1) != 0;
+// A bit of a mask with one bit a number; every bit is set where there is no mask.
+__device__ __forceinline__ bool bit_at(uint64_t bits, uint32_t number) {
+    return bits == 0 || (array<uint32_t>(bits)[number / 32] >> (number % 32) & 1) != 0;
 }
+
+__device__ __forceinline__ bool is_allowed(const Pairs& p, uint32_t key) { return bit_at(p.allow, key); }
 
 // Whether a pair may be found, as far as labels and ids tell.
 __device__ __forceinline__ bool is_pair(const Pairs& p, uint32_t query, uint32_t key) {

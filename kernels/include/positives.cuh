@@ -1,7 +1,7 @@
 // Who is whose positive, and who is in whose denominator, from a few numbers of every row.
 #pragma once
 
-#include "list.cuh"
+#include "warp.cuh"
 #include "pairs.cuh"
 
 // What a query or a key brings to the pairs it is in.
@@ -16,10 +16,6 @@ struct Facts {
 
 __device__ __forceinline__ uint32_t number_at(uint64_t numbers, uint32_t place) {
     return numbers != 0 ? array<uint32_t>(numbers)[place] : 0;
-}
-
-__device__ __forceinline__ bool bit_at(uint64_t bits, uint32_t place) {
-    return bits == 0 || (array<uint32_t>(bits)[place / 32] >> (place % 32) & 1) != 0;
 }
 
 __device__ __forceinline__ Facts facts_of_query(const Contrast& p, uint32_t query) {

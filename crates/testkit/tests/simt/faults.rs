@@ -27,7 +27,12 @@ const NEIGHBORS: Family = (
     &["neighbors.cu", "neighbors_gradient.cu", "segments.cu"],
     suite::neighbors::CHECKS,
     &[
-        fault("the mask is dropped", "include/pairs.cuh", "return p.allow == 0 ||", "return true ||"),
+        fault(
+            "the mask is dropped",
+            "include/pairs.cuh",
+            "return bit_at(p.allow, key);",
+            "return bit_at(p.allow, key) || true;",
+        ),
         fault("ids are dropped", "include/pairs.cuh", "return p.query_ids == 0 ||", "return true ||"),
         fault(
             "the last label of a tile is left out",
