@@ -1,7 +1,10 @@
 //! The ops done by kernels, on a simulated device: every layout of tensors, labels, masks, gradients in the graph,
 //! and errors, against the CPU backend.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+#[path = "kernels/contrast.rs"]
+mod contrast;
 
 use std::sync::{Arc, LazyLock};
 

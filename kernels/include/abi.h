@@ -186,12 +186,29 @@ constexpr uint32_t RULE_DIAGONAL = 1;
 constexpr uint32_t RULE_LISTS = 2;
 constexpr uint32_t RULE_BITS = 3;
 constexpr uint32_t RULE_ALL = 4;
-// Dimensions whose gradient one block sums.
+// Storage types of rows whose type is known at launch only.
+constexpr uint32_t TYPE_F32 = 0;
+constexpr uint32_t TYPE_F16 = 1;
+constexpr uint32_t TYPE_BF16 = 2;
+// How the cosine c of two old embeddings weighs a pair: not at all, (1 + c) / 2, e^((c - 1) / theta).
+constexpr uint32_t AFFINITY_NONE = 0;
+constexpr uint32_t AFFINITY_HALF = 1;
+constexpr uint32_t AFFINITY_EXP = 2;
+// Dimensions whose gradient one group of four warps sums.
 constexpr uint32_t GRADIENT_DIMS = 128;
 // Bytes of what one split of the keys knows of a row.
-constexpr uint32_t ROW_PARTIAL_BYTES = 20;
-// Words of the status of a problem: the least bad query, key, temperature, denominator weight and list.
-constexpr uint32_t CONTRAST_STATUS = 5;
+constexpr uint32_t ROW_PARTIAL_BYTES = 12;
+// Dimensions of the sums over positives that one block has, and its shared memory.
+constexpr uint32_t TARGET_DIMS = 1024;
+constexpr uint32_t TARGET_SHARED_BYTES = 32864;
+// Words of the status of a problem: the least bad query, key, temperature, denominator weight, list, old query and old
+// key.
+constexpr uint32_t CONTRAST_STATUS = 7;
+// Old and new dimensions of a block's part of the moments.
+constexpr uint32_t MOMENT_ROWS = 32;
+constexpr uint32_t MOMENT_COLS = 64;
+// Rows whose moments one block applies.
+constexpr uint32_t MOMENT_APPLIED = 16;
 
 // contrast_*: the weighted multi-positive contrastive loss.
 struct Contrast {
@@ -202,9 +219,10 @@ struct Contrast {
     uint64_t key_stride;
     // f32 [queries], or one for all.
     uint64_t temperatures;
-    // RULE_LABELS: u32 by query and key number.
+    // RULE_LABELS: u32 by query and key number, and u32 key numbers in the order of their labels.
     uint64_t query_labels;
     uint64_t key_labels;
+    uint64_t key_order;
     // RULE_LISTS: u32 [queries + 1], and u32 key numbers, ascending in a list, with f32 weights or without.
     uint64_t offsets;
     uint64_t indices;
@@ -224,25 +242,37 @@ struct Contrast {
     // u32 by query and key number: keys of the query's label that are no positives are in no denominator.
     uint64_t left_out_queries;
     uint64_t left_out_keys;
+    // Affinity: old embeddings [queries, old_dim] and [keys, old_dim] with rows `stride` elements apart, and f32
+    // inverses of their norms.
+    uint64_t old_queries;
+    uint64_t old_keys;
+    uint64_t old_query_stride;
+    uint64_t old_key_stride;
+    uint64_t old_query_inverses;
+    uint64_t old_key_inverses;
+    // by_moments: f32 [queries, dim + 1]: sums of w y and of w over all positives; f32: how many there are.
+    uint64_t targets;
+    uint64_t target_count;
     // f32 [queries]: the losses, the logarithms of the denominators, the sums of the targets, and what multiplies a
     // positive's weight to be its target, which is 0 for rows that do not count.
     uint64_t losses;
     uint64_t log_sum_exp;
     uint64_t mass;
     uint64_t inverse_normalizer;
-    // f32 [queries, dim] and [queries]: of each row's own loss.
+    // f32 [queries, dim] and [queries]: of each row's own loss; the first may be absent, and then both are.
     uint64_t query_gradient;
     uint64_t temperature_gradient;
     // f32 [queries]: the gradient of every row's loss; f32 [keys, dim].
     uint64_t upstream;
     uint64_t key_gradient;
-    // [queries, splits] of ROW_PARTIAL_BYTES; f32 [splits, queries, dim] and [splits, queries].
+    // [queries, splits] of ROW_PARTIAL_BYTES; f32 [splits, queries, dim].
     uint64_t partials;
     uint64_t partial_gradients;
-    uint64_t partial_temperatures;
     // f32 [queries] and f32: weights of the rows in the gradient of the keys, in units of a power of two.
     uint64_t row_weights;
     uint64_t row_unit;
+    // by_moments: f32 [queries]: weights of the queries in the moments that the keys' gradient takes.
+    uint64_t moment_weights;
     // u32 [CONTRAST_STATUS].
     uint64_t status;
     uint32_t query_count;
@@ -259,4 +289,45 @@ struct Contrast {
     // 1 when weights are divided by their sum, 0 by their number.
     uint32_t by_weight;
     uint32_t splits;
+    // 1 when positives are in no denominator.
+    uint32_t positives_left_out;
+    // 1 when all keys that can be positives are those of every query, so that `targets` has their sums.
+    uint32_t by_moments;
+    uint32_t old_dim;
+    uint32_t old_query_type;
+    uint32_t old_key_type;
+    uint32_t affinity;
+    // AFFINITY_EXP: the bits of the f32 log2(e) / theta.
+    uint32_t affinity_scale;
+    // 1 when a list may end in places that hold NONE.
+    uint32_t padded;
+};
+
+// contrast_moments_*: sums over all rows of one side, which stand for every sum over positives of the other.
+struct ContrastMoments {
+    // Matrix [rows, dim] with rows `stride` elements apart.
+    uint64_t rows;
+    uint64_t stride;
+    // Old embeddings of the same rows, or of those that the moments are applied to; none without affinity.
+    uint64_t old;
+    uint64_t old_stride;
+    uint64_t old_inverses;
+    // One bit a row, in u32 words: rows that count must have both.
+    uint64_t valid;
+    uint64_t credible;
+    // f32 [rows]: what a row's share is multiplied by; 1 when absent.
+    uint64_t weights;
+    // f32 [splits, old_dim + 1, dim + 1] and their sum over the splits.
+    uint64_t partials;
+    uint64_t moments;
+    // f32 with rows `applied_stride` apart: what the moments are written to, or with `subtracts` subtracted from.
+    uint64_t applied;
+    uint32_t row_count;
+    uint32_t dim;
+    uint32_t old_dim;
+    uint32_t old_type;
+    uint32_t splits;
+    uint32_t applied_stride;
+    uint32_t applied_dim;
+    uint32_t subtracts;
 };

@@ -1,95 +1,69 @@
-// The reducer that sums gradients: tiles of coefficients times the rows that stream by.
+// The reducer of `contrast` for keys: tiles of inner products become coefficients of the keys' gradient.
 //
-// A coefficient is A p − a, in f32 with the target a already subtracted; only then it is rounded to 16 bits, in units
-// of a power of two so that neither range nor subnormal numbers matter. Of f32 rows both factors are split into
-// two bfloat16 parts. A tile's product is summed apart and added to the gradient in f32.
+// A coefficient is g (A p − a) / τ, or left out −g a q / τ for a positive and g (Σ a q) p / τ elsewhere, computed in f32
+// with the target already subtracted; only then it is rounded to 16 bits, in units of a power of two so that neither
+// range nor subnormal numbers matter.
 #pragma once
 
 #include "softmax.cuh"
 
-// The second product's left operand, 16 rows × 64 columns of coefficients, in the layout of ptx::multiply_add_bf16:
-// the sums of a product are in the places that the left operand of the next one takes.
-template <class T>
-struct Coefficients {
-    static constexpr int STEPS = static_cast<int>(TILE_KEYS) / 16;
-    Operand<4> steps[STEPS];
+// The power of two that brings numbers up to `largest` just below 2¹⁴, where 16-bit storage is at its best.
+__device__ __forceinline__ float unit_for(float largest) {
+    const uint32_t exponent = __float_as_uint(largest) >> 23 & 0xff;
+    return __uint_as_float((267 - (exponent < 40 ? 40 : exponent > 227 ? 227 : exponent)) << 23);
+}
 
-    // Elements i and i + 1 of a row's half.
-    __device__ __forceinline__ void set(int half, int i, float first, float second) {
-        Operand<4>& step = steps[i / 4];
-        const int at = i / 2 % 2 * 2 + half;
-        if constexpr (sizeof(T) == 4) {
-            split_pair<3>(step.high[at], step.low[at], {__float_as_uint(first), __float_as_uint(second)});
-        } else {
-            step.high[at] = pair_of(first, second, static_cast<const T*>(nullptr));
-        }
-    }
-
-    static __device__ __forceinline__ uint32_t pair_of(float first, float second, const bf16*) {
-        return ptx::f32_to_bf16_pair(first, second);
-    }
-    static __device__ __forceinline__ uint32_t pair_of(float first, float second, const f16*) {
-        return ptx::f32_to_f16_pair(first, second);
-    }
-};
-
-// The slabs of GRADIENT_DIMS dimensions of the rows that stream by.
-template <class T>
-constexpr int VALUE_SLABS = static_cast<int>(GRADIENT_DIMS) / SLAB<T>;
-constexpr int SLAB_OF_TILE = static_cast<int>(TILE_KEYS * SLAB_BYTES);
-
-// Rows [16 step, 16 step + 16) of a slab as two right operands, of dimensions [dim, dim + 8) and the 8 behind.
-template <class T>
-__device__ __forceinline__ void load_values(Operand<2> (&b)[2], const unsigned char* slab, int step, int dim) {
-    const int lane = static_cast<int>(lane_index());
-    if constexpr (sizeof(T) == 2) {
-        uint32_t registers[4];
-        ptx::load_matrices_4_transposed(registers,
-                                        slab_chunk(slab, step * 16 + lane % 16, dim / CHUNK<T> + lane / 16));
+// Calls `visit(half, i, weight)` in the thread that has the positive pair, with its weight. All lanes of the warp
+// together; `rows` are keys and `columns` queries.
+template <class Shape, class Visit>
+__device__ __forceinline__ void each_weighted(const Contrast& p, const TileFacts& rows, const TileFacts& columns,
+                                              const uint32_t (&positive)[2], Visit&& visit) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            b[i / 2].high[i % 2] = registers[i];
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = step * 16 + i % 2 * 8 + lane % 4 * 2;
-            const int at = dim + i / 2 * 8 + lane / 4;
-            uint32_t pair[2];
-#pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                const unsigned char* const chunk = slab_chunk(slab, row + k, at / CHUNK<T>);
-                pair[k] = *reinterpret_cast<const uint32_t*>(chunk + at % CHUNK<T> * 4);
+    for (int half = 0; half < 2; ++half) {
+        uint32_t mine = positive[half];
+        for (unsigned lanes = __ballot_sync(ALL_LANES, mine != 0); lanes != 0;
+             lanes = __ballot_sync(ALL_LANES, mine != 0)) {
+            const int leader = __ffs(static_cast<int>(lanes)) - 1;
+            const int i = __ffs(static_cast<int>(mine)) - 1;
+            const uint32_t query = __shfl_sync(ALL_LANES, mine != 0 ? columns.number[Shape::column_of(i)] : 0, leader);
+            const uint32_t key = __shfl_sync(ALL_LANES, rows.number[Shape::row_of(half)], leader);
+            float weight = affinity_of(p, query, key);
+            if (p.weights != 0) {
+                weight *= array<float>(p.weights)[place_in_list(p, query, key)];
             }
-            split_pair<3>(b[i / 2].high[i % 2], b[i / 2].low[i % 2], {pair[0], pair[1]});
+            if (static_cast<int>(lane_index()) == leader) {
+                visit(half, i, weight);
+                mine &= mine - 1;
+            }
         }
     }
 }
 
-// What multiplies the exponential of a score and a positive's weight in the coefficients of a query.
-struct Weights {
+// Of a query: what multiplies e^s and a positive's weight in its coefficients.
+struct QueryWeights {
     float scale;
     float log_sum_exp;
     float mass;
     float target;
 };
 
-__device__ __forceinline__ Weights weights_of(const Contrast& p, uint32_t query, float factor) {
-    // −∞ stands for an empty denominator, and such rows do not count.
+__device__ __forceinline__ QueryWeights weights_of(const Contrast& p, uint32_t query) {
     const bool counts = query < p.query_count && array<float>(p.inverse_normalizer)[query] > 0.0f;
     if (!counts) {
         return {0.0f, INFINITY, 0.0f, 0.0f};
     }
+    const float factor = array<float>(p.row_weights)[query];
     return {LOG2_E / temperature_of(p, query), array<float>(p.log_sum_exp)[query] * LOG2_E,
             array<float>(p.mass)[query] * factor, array<float>(p.inverse_normalizer)[query] * factor};
 }
 
-// ROWS_ARE_KEYS: gradients of keys, summed over the queries; else of queries, summed over the keys.
-template <bool ROWS_ARE_KEYS, class T>
-struct Gradient {
+// Gradients of keys, summed over the queries that stream by.
+template <class T, class Shape>
+struct KeyGradient {
     struct Shared {
-        ColumnFacts columns;
-        // Of queries, or of keys the first alone, with their bias.
+        TileFacts keys;
+        float bias[MANY_ROWS];
+        TileFacts queries;
         float scale[TILE_KEYS];
         float log_sum_exp[TILE_KEYS];
         float mass[TILE_KEYS];
@@ -98,168 +72,75 @@ struct Gradient {
 
     const Contrast& p;
     Shared& shared;
-    unsigned char* slabs;
-    const Source<T>& values;
-    // The tile that streams next, and the block's first dimension.
-    uint32_t next;
-    uint32_t first_dim;
-    Facts row[2];
-    // Of a query; of a key the scale is its bias.
-    Weights own[2];
-    // What the coefficients of a query were multiplied by.
-    float unit[2];
-    // Σ coefficient · ⟨x, y⟩ of a query.
-    float along[2];
-    float sums[GRADIENT_DIMS / 8][4];
 
+    // A barrier follows before the first tile is taken.
     __device__ __forceinline__ void begin(uint32_t first_row) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t number = first_row + tile_row(half);
-            along[half] = 0.0f;
-            unit[half] = 1.0f;
-            if constexpr (ROWS_ARE_KEYS) {
-                row[half] = facts_of_key(p, number);
-                own[half] = {bias_of_key(p, number), 0.0f, 0.0f, 0.0f};
-            } else {
-                row[half] = facts_of_query(p, number);
-                if (number < p.query_count) {
-                    unit[half] = unit_for(array<float>(p.mass)[number]);
-                }
-                own[half] = weights_of(p, number, unit[half]);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < static_cast<int>(GRADIENT_DIMS) / 2; ++i) {
-            sums[i / 4][i % 4] = 0.0f;
+        if (threadIdx.x < MANY_ROWS) {
+            shared.keys.set(threadIdx.x, facts_of_key(p, first_row + threadIdx.x));
+            shared.bias[threadIdx.x] = bias_of_key(p, first_row + threadIdx.x);
         }
     }
 
-    // The rows' other slabs start to arrive with the first slab of the tile, when all have left those before.
-    __device__ __forceinline__ void measure(const unsigned char*, const unsigned char*, uint32_t part, bool) {
-        if (part == 0) {
-#pragma unroll
-            for (int i = 0; i < VALUE_SLABS<T>; ++i) {
-                copy_slab<static_cast<int>(TILE_KEYS)>(slabs + i * SLAB_OF_TILE, values, next,
-                                                       first_dim / SLAB<T> + static_cast<uint32_t>(i));
-            }
-            next += TILE_KEYS;
-        }
-    }
-
-    __device__ __forceinline__ void publish(uint32_t first_column, bool) {
+    __device__ __forceinline__ void publish(uint32_t first_query) {
         if (threadIdx.x < TILE_KEYS) {
-            const uint32_t number = first_column + threadIdx.x;
-            if constexpr (ROWS_ARE_KEYS) {
-                shared.columns.set(threadIdx.x, facts_of_query(p, number));
-                const float factor = number < p.query_count ? array<float>(p.row_weights)[number] : 0.0f;
-                const Weights its = weights_of(p, number, factor);
-                shared.scale[threadIdx.x] = its.scale;
-                shared.log_sum_exp[threadIdx.x] = its.log_sum_exp;
-                shared.mass[threadIdx.x] = its.mass;
-                shared.target[threadIdx.x] = its.target;
-            } else {
-                shared.columns.set(threadIdx.x, facts_of_key(p, number));
-                shared.scale[threadIdx.x] = bias_of_key(p, number);
-            }
-        }
-        ptx::copy_async_commit();
-        ptx::copy_async_wait<0>();
-    }
-
-    __device__ __forceinline__ Weights pair_weights(int half, int column) const {
-        if constexpr (ROWS_ARE_KEYS) {
-            return {shared.scale[column], shared.log_sum_exp[column], shared.mass[column], shared.target[column]};
-        } else {
-            return own[half];
+            const uint32_t number = first_query + threadIdx.x;
+            shared.queries.set(threadIdx.x, facts_of_query(p, number));
+            const QueryWeights its = weights_of(p, number);
+            shared.scale[threadIdx.x] = its.scale;
+            shared.log_sum_exp[threadIdx.x] = its.log_sum_exp;
+            shared.mass[threadIdx.x] = its.mass;
+            shared.target[threadIdx.x] = its.target;
         }
     }
 
-    __device__ __forceinline__ float pair_bias(int half, int column) const {
-        return ROWS_ARE_KEYS ? own[half].scale : shared.scale[column];
+    // What a positive of weight 1 takes away from its coefficient.
+    __device__ __forceinline__ float target(float value, int column) const {
+        if (p.positives_left_out == 0) {
+            return shared.target[column];
+        }
+        const float margin = shared.log_sum_exp[column] - value * shared.scale[column];
+        return shared.target[column] * margin_of(margin * LN_2).sigmoid;
     }
 
-    __device__ __forceinline__ void take(const Sums<SCORE_PRODUCTS<T>, Tile::COLUMNS>& products, uint32_t) {
-        Coefficients<T> coefficients;
+    __device__ __forceinline__ void take(const typename Shape::Products& products, const Coefficients<T>& coefficients,
+                                         ValueSums&) {
+        float tile[2][Shape::ELEMENTS];
+        uint32_t positive[2];
+        const bool weighted = p.weights != 0 || p.affinity != AFFINITY_NONE;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const Masks masks = masks_of<ROWS_ARE_KEYS>(p, row[half], shared.columns);
-            float tile[ROW_ELEMENTS];
+            const Masks masks = masks_of<true, Shape>(p, shared.keys, shared.queries, half);
+            positive[half] = p.by_moments != 0 ? 0 : masks.positive;
+            const uint32_t open = p.positives_left_out != 0 ? masks.open & ~masks.positive : masks.open;
 #pragma unroll
-            for (int i = 0; i < ROW_ELEMENTS; ++i) {
-                const int column = tile_column(i);
-                const Weights weights = pair_weights(half, column);
+            for (int i = 0; i < Shape::ELEMENTS; ++i) {
+                const int column = Shape::column_of(i);
                 const float value = products.get(i / 2, half * 2 + i % 2);
-                const float score = fmaf(value, weights.scale, pair_bias(half, column));
-                const bool open = (masks.open >> i & 1) != 0;
-                const float p_ij = open ? ptx::exp2_fast(score - weights.log_sum_exp) : 0.0f;
-                const bool subtracts = p.weights == 0 && (masks.positive >> i & 1) != 0;
-                tile[i] = fmaf(weights.mass, p_ij, subtracts ? -weights.target : 0.0f);
-            }
-            if (p.weights != 0) {
-                each_weighted<ROWS_ARE_KEYS>(p, row[half], shared.columns, masks.positive, [&](int place, float weight) {
-                    const float target = weight * pair_weights(half, tile_column(place)).target;
-#pragma unroll
-                    for (int i = 0; i < ROW_ELEMENTS; ++i) {
-                        tile[i] -= i == place ? target : 0.0f;
-                    }
-                });
-            }
-            if constexpr (!ROWS_ARE_KEYS) {
-#pragma unroll
-                for (int i = 0; i < ROW_ELEMENTS; ++i) {
-                    along[half] = fmaf(tile[i], products.get(i / 2, half * 2 + i % 2), along[half]);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < ROW_ELEMENTS; i += 2) {
-                coefficients.set(half, i, tile[i], tile[i + 1]);
+                const float score = fmaf(value, shared.scale[column], shared.bias[Shape::row_of(half)]);
+                // −∞ − (−∞) only where the mass is 0: an empty denominator.
+                const bool adds = (open >> i & 1) != 0 && shared.mass[column] != 0.0f;
+                const float p_ij = adds ? ptx::exp2_fast(score - shared.log_sum_exp[column]) : 0.0f;
+                const bool subtracts = !weighted && (positive[half] >> i & 1) != 0;
+                tile[half][i] = fmaf(shared.mass[column], p_ij, subtracts ? -target(value, column) : 0.0f);
             }
         }
-        // Lanes that walked through different numbers of weights multiply together.
-        __syncwarp();
-        const T* const type = nullptr;
+        if (weighted) {
+            each_weighted<Shape>(p, shared.keys, shared.queries, positive, [&](int half, int place, float weight) {
 #pragma unroll
-        for (int block = 0; block < static_cast<int>(GRADIENT_DIMS) / 8; block += 2) {
-            if (first_dim + static_cast<uint32_t>(block * 8) >= p.dim) {
-                break;
-            }
-            const unsigned char* const slab = slabs + block * 8 / SLAB<T> * SLAB_OF_TILE;
-            float added[2][4] = {};
-#pragma unroll
-            for (int step = 0; step < Coefficients<T>::STEPS; ++step) {
-                Operand<2> b[2];
-                load_values<T>(b, slab, step, block * 8 % SLAB<T>);
-#pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    multiply_add(added[i], coefficients.steps[step].high, b[i].high, type);
-                    if constexpr (sizeof(T) == 4) {
-                        multiply_add(added[i], coefficients.steps[step].low, b[i].high, type);
-                        multiply_add(added[i], coefficients.steps[step].high, b[i].low, type);
+                for (int i = 0; i < 2 * Shape::ELEMENTS; ++i) {
+                    const int at = i % Shape::ELEMENTS;
+                    if (i / Shape::ELEMENTS == half && at == place) {
+                        const float value = products.get(at / 2, half * 2 + at % 2);
+                        tile[i / Shape::ELEMENTS][at] -= weight * target(value, Shape::column_of(at));
                     }
                 }
-            }
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                sums[block + i / 4][i % 4] += added[i / 4][i % 4];
-            }
+            });
         }
-    }
-
-    // Writes the sums times `factor`, of rows `dim` elements apart.
-    __device__ __forceinline__ void write(float* gradient, uint32_t first_row, uint32_t rows, int half,
-                                          float factor) const {
-        const uint32_t number = first_row + tile_row(half);
-        if (number >= rows) {
-            return;
-        }
-        float* const to = gradient + static_cast<uint64_t>(number) * p.dim;
 #pragma unroll
-        for (int i = 0; i < static_cast<int>(GRADIENT_DIMS) / 4; ++i) {
-            const uint32_t dim = first_dim + static_cast<uint32_t>(i / 2 * 8 + i % 2) + lane_index() % 4 * 2;
-            if (dim < p.dim) {
-                to[dim] = sums[i / 2][half * 2 + i % 2] * factor;
-            }
+        for (int i = 0; i < 2 * Shape::ELEMENTS; i += 2) {
+            const int half = i / Shape::ELEMENTS;
+            const int at = i % Shape::ELEMENTS;
+            coefficients.set(Shape::row_of(half), Shape::column_of(at), tile[half][at], tile[half][at + 1]);
         }
     }
 };

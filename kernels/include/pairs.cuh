@@ -28,11 +28,12 @@ __device__ __forceinline__ bool is_chunked(uint64_t address, uint64_t stride, in
     return address % 16 == 0 && stride * static_cast<uint64_t>(size) % 16 == 0;
 }
 
-// The first position in [first, last) of `key_order` whose label is not below `label`.
-__device__ __forceinline__ uint32_t first_not_below(const Pairs& p, uint32_t label, uint32_t first, uint32_t last) {
+// The first position in [first, last) of `order` whose label is not below `label`.
+__device__ __forceinline__ uint32_t first_not_below(uint64_t labels, uint64_t order, uint32_t label, uint32_t first,
+                                                    uint32_t last) {
     while (first < last) {
         const uint32_t middle = first + (last - first) / 2;
-        if (array<uint32_t>(p.key_labels)[numbered(p.key_order, middle)] < label) {
+        if (array<uint32_t>(labels)[numbered(order, middle)] < label) {
             first = middle + 1;
         } else {
             last = middle;
@@ -54,8 +55,10 @@ __device__ __forceinline__ KeyRange key_range(const Pairs& p, uint32_t first_row
     }
     const uint32_t least = array<uint32_t>(p.query_labels)[numbered(p.rows, first_row)];
     const uint32_t most = array<uint32_t>(p.query_labels)[numbered(p.rows, end_row - 1)];
-    const uint32_t first = first_not_below(p, least, 0, p.keys_in_all);
-    const uint32_t end = most == NONE ? p.keys_in_all : first_not_below(p, most + 1, first, p.keys_in_all);
+    const uint32_t first = first_not_below(p.key_labels, p.key_order, least, 0, p.keys_in_all);
+    const uint32_t end = most == NONE
+                             ? p.keys_in_all
+                             : first_not_below(p.key_labels, p.key_order, most + 1, first, p.keys_in_all);
     return {first, end};
 }
 

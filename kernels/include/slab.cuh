@@ -38,12 +38,12 @@ __device__ __forceinline__ Source<T> make_source(uint64_t data, uint64_t stride,
     return {array<T>(data), stride, order, end, dim, is_chunked(data, stride, sizeof(T))};
 }
 
-// Starts copying elements [SLAB * part, SLAB * (part + 1)) of the ROWS rows from position `first` on. All threads
+// Starts copying elements [SLAB * part, SLAB * (part + 1)) of the ROWS rows from position `first` on. All THREADS threads
 // of the block together; the caller commits the group.
-template <int ROWS, class T>
+template <int ROWS, int THREADS = static_cast<int>(TILE_THREADS), class T>
 __device__ __forceinline__ void copy_slab(unsigned char* slab, const Source<T>& source, uint32_t first, uint32_t part) {
     constexpr int EACH = CHUNK<T>;
-    for (int item = static_cast<int>(threadIdx.x); item < ROWS * SLAB_CHUNKS; item += TILE_THREADS) {
+    for (int item = static_cast<int>(threadIdx.x); item < ROWS * SLAB_CHUNKS; item += THREADS) {
         const int row = item / SLAB_CHUNKS;
         const int chunk = item % SLAB_CHUNKS;
         unsigned char* const to = slab_chunk(slab, row, chunk);

@@ -1,30 +1,25 @@
-// The reducers of `contrast`: tiles of inner products become sums of a row, or coefficients of a gradient.
+// The reducer of `contrast` for queries: tiles of inner products become sums of e^s, and coefficients e^s.
 //
-// Scores are in units of ln 2 here: s = ⟨x, y⟩ log₂e / τ + log₂ u, so that e^s is one instruction.
+// Scores are in units of ln 2 here: s = ⟨x, y⟩ log₂e / τ + log₂ u, so that e^s is one instruction. All sums of a row are
+// relative to its running maximum, and rescaled when it grows.
 #pragma once
 
+#include "affinity.cuh"
 #include "positives.cuh"
-#include "stream.cuh"
+#include "sweep.cuh"
 
 constexpr float LOG2_E = 1.44269504088896341f;
 constexpr float LN_2 = 0.693147180559945309f;
 
-// Products that a score takes: f32 is multiplied as two bfloat16 parts.
-template <class T>
-constexpr int SCORE_PRODUCTS = sizeof(T) == 4 ? 3 : 1;
+// What coefficients e^s ≤ 1 are multiplied by before they are rounded to 16 bits: below 2⁻²⁴ of it f16 loses bits.
+constexpr float COEFFICIENT_UNIT = 8192.0f;
 
-using Tile = TileShape<static_cast<int>(MANY_ROWS)>;
-// Elements of a tile that a thread has, of each of its two rows.
-constexpr int ROW_ELEMENTS = Tile::COLUMNS * 2;
-
-// What a split of the keys knows of a row: Σ u e^s = sum · 2^largest, and of its positives their number, Σ w and
-// Σ w ⟨x, y⟩.
+// What a split of the keys knows of a row: Σ u e^s = sum · 2^largest, and Σ u e^s ⟨x, y⟩ = along · 2^largest over the
+// keys whose gradient the sweep sums.
 struct RowPartial {
     float largest;
     float sum;
-    float weight;
     float along;
-    uint32_t count;
 };
 static_assert(sizeof(RowPartial) == ROW_PARTIAL_BYTES, "the host makes room for it");
 
@@ -32,49 +27,47 @@ static_assert(sizeof(RowPartial) == ROW_PARTIAL_BYTES, "the host makes room for 
 __device__ __forceinline__ void join(RowPartial& row, const RowPartial& other) {
     const float largest = fmaxf(row.largest, other.largest);
     if (largest > -INFINITY) {
-        row.sum = row.sum * ptx::exp2_fast(row.largest - largest) + other.sum * ptx::exp2_fast(other.largest - largest);
+        const float mine = ptx::exp2_fast(row.largest - largest);
+        const float theirs = ptx::exp2_fast(other.largest - largest);
+        row.sum = row.sum * mine + other.sum * theirs;
+        row.along = row.along * mine + other.along * theirs;
     }
     row.largest = largest;
-    row.weight += other.weight;
-    row.along += other.along;
-    row.count += other.count;
 }
 
-// The power of two that brings numbers up to `largest` just below 2¹⁴, where 16-bit storage is at its best.
-__device__ __forceinline__ float unit_for(float largest) {
-    const uint32_t exponent = __float_as_uint(largest) >> 23 & 0xff;
-    return __uint_as_float((267 - (exponent < 40 ? 40 : exponent > 227 ? 227 : exponent)) << 23);
+// ln(1 + e^m) and 1 / (1 + e^{−m}).
+struct Margin {
+    float softplus;
+    float sigmoid;
+};
+
+__device__ __forceinline__ Margin margin_of(float m) {
+    const float e = ptx::exp2_fast(-fabsf(m) * LOG2_E);
+    return {fmaxf(m, 0.0f) + log1pf(e), (m >= 0.0f ? 1.0f : e) / (1.0f + e)};
 }
 
-// The columns of a tile: what the pairs need to know of them.
-struct ColumnFacts {
+// The rows or columns of a tile: what the pairs need to know of them. In shared memory, as the sums of a sweep leave no
+// registers for them.
+struct TileFacts {
+    static_assert(MANY_ROWS == TILE_KEYS, "as many rows as columns");
     uint32_t number[TILE_KEYS];
     uint32_t label[TILE_KEYS];
     uint32_t id[TILE_KEYS];
     uint32_t left_out[TILE_KEYS];
     uint32_t eligible[TILE_KEYS];
 
-    __device__ __forceinline__ void set(uint32_t column, const Facts& facts) {
-        number[column] = facts.number;
-        label[column] = facts.label;
-        id[column] = facts.id;
-        left_out[column] = facts.left_out;
-        eligible[column] = facts.eligible;
+    __device__ __forceinline__ void set(uint32_t at, const Facts& facts) {
+        number[at] = facts.number;
+        label[at] = facts.label;
+        id[at] = facts.id;
+        left_out[at] = facts.left_out;
+        eligible[at] = facts.eligible;
     }
 
-    __device__ __forceinline__ Facts get(int column) const {
-        return {number[column], label[column], id[column], left_out[column], eligible[column]};
+    __device__ __forceinline__ Facts get(uint32_t at) const {
+        return {number[at], label[at], id[at], left_out[at], eligible[at]};
     }
 };
-
-// The tile's row of this thread's first or second half, and the column of its element i of ROW_ELEMENTS.
-__device__ __forceinline__ uint32_t tile_row(int half) {
-    return static_cast<uint32_t>(Tile::query() + half * 8) + lane_index() / 4;
-}
-
-__device__ __forceinline__ int tile_column(int i) {
-    return static_cast<int>(lane_index() % 4) * 2 + i / 2 * 8 + i % 2;
-}
 
 // One bit for each element of a row that this thread has.
 struct Masks {
@@ -83,12 +76,13 @@ struct Masks {
 };
 
 // ROWS_ARE_KEYS: the tile's rows are keys and its columns queries.
-template <bool ROWS_ARE_KEYS>
-__device__ __forceinline__ Masks masks_of(const Contrast& p, const Facts& row, const ColumnFacts& columns) {
+template <bool ROWS_ARE_KEYS, class Shape>
+__device__ __forceinline__ Masks masks_of(const Contrast& p, const TileFacts& rows, const TileFacts& columns, int half) {
+    const Facts row = rows.get(Shape::row_of(half));
     Masks masks{0, 0};
 #pragma unroll 1
-    for (int i = 0; i < ROW_ELEMENTS; ++i) {
-        const Facts column = columns.get(tile_column(i));
+    for (int i = 0; i < Shape::ELEMENTS; ++i) {
+        const Facts column = columns.get(static_cast<uint32_t>(Shape::column_of(i)));
         const Pairing pairing = ROWS_ARE_KEYS ? pairing_of(p, column, row) : pairing_of(p, row, column);
         masks.positive |= pairing.is_positive ? 1u << i : 0u;
         masks.open |= pairing.is_open ? 1u << i : 0u;
@@ -96,115 +90,158 @@ __device__ __forceinline__ Masks masks_of(const Contrast& p, const Facts& row, c
     return masks;
 }
 
-// Calls `visit(i, weight)` for the positives of a mask, when they have weights.
-template <bool ROWS_ARE_KEYS, class Visit>
-__device__ __forceinline__ void each_weighted(const Contrast& p, const Facts& row, const ColumnFacts& columns,
-                                              uint32_t positive, Visit&& visit) {
-    while (positive != 0) {
-        const int i = __ffs(static_cast<int>(positive)) - 1;
-        positive &= positive - 1;
-        const uint32_t column = columns.number[tile_column(i)];
-        const uint32_t place = ROWS_ARE_KEYS ? place_in_list(p, column, row.number) : place_in_list(p, row.number, column);
-        visit(i, array<float>(p.weights)[place]);
-    }
-}
-
-// Sums of every query over the keys that stream by.
-template <class T>
+// Sums of every query over the keys that stream by. Positives add to the sum of e^s unless they are left out, but are
+// given the coefficient 0: what they add to the gradient is computed apart (targets.cuh), because little is left of
+// p − a where p is near a. With moments nothing is apart.
+template <class T, class Shape>
 struct RowSums {
     struct Shared {
-        ColumnFacts keys;
+        TileFacts queries;
+        float scale[MANY_ROWS];
+        TileFacts keys;
         float bias[TILE_KEYS];
+        // Of every group of warps, by row: the maxima of a tile, and at the end its sums.
+        float exchange[2][Shape::GROUPS][MANY_ROWS];
     };
 
     const Contrast& p;
     Shared& shared;
-    Facts query[2];
-    float scale[2];
+    // Sums of this thread's elements.
     RowPartial row[2];
 
+    // A barrier follows before the first tile is taken.
     __device__ __forceinline__ void begin(uint32_t first_row) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t number = first_row + tile_row(half);
-            query[half] = facts_of_query(p, number);
-            scale[half] = number < p.query_count ? LOG2_E / temperature_of(p, number) : 0.0f;
-            row[half] = {-INFINITY, 0.0f, 0.0f, 0.0f, 0};
+        if (threadIdx.x < MANY_ROWS) {
+            const uint32_t number = first_row + threadIdx.x;
+            shared.queries.set(threadIdx.x, facts_of_query(p, number));
+            shared.scale[threadIdx.x] = number < p.query_count ? LOG2_E / temperature_of(p, number) : 0.0f;
         }
+        row[0] = {-INFINITY, 0.0f, 0.0f};
+        row[1] = row[0];
     }
 
-    __device__ __forceinline__ void measure(const unsigned char*, const unsigned char*, uint32_t, bool) {}
-
-    __device__ __forceinline__ void publish(uint32_t first_key, bool) {
+    __device__ __forceinline__ void publish(uint32_t first_key) {
         if (threadIdx.x < TILE_KEYS) {
             shared.keys.set(threadIdx.x, facts_of_key(p, first_key + threadIdx.x));
             shared.bias[threadIdx.x] = bias_of_key(p, first_key + threadIdx.x);
         }
     }
 
-    __device__ __forceinline__ void take(const Sums<SCORE_PRODUCTS<T>, Tile::COLUMNS>& sums, uint32_t) {
+    __device__ __forceinline__ float score(const typename Shape::Products& products, uint32_t open, int half,
+                                           int i) const {
+        const float value = products.get(i / 2, half * 2 + i % 2);
+        return (open >> i & 1) != 0 ? fmaf(value, shared.scale[Shape::row_of(half)], shared.bias[Shape::column_of(i)]) : -INFINITY;
+    }
+
+    // The same number in all threads that have a part of the row.
+    __device__ __forceinline__ void share_maxima(float (&largest)[2]) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const Masks masks = masks_of<false>(p, query[half], shared.keys);
-            RowPartial& mine = row[half];
-            float values[ROW_ELEMENTS];
-            float scores[ROW_ELEMENTS];
-            float largest = mine.largest;
-            float along = 0.0f;
+            largest[half] = fmaxf(largest[half], __shfl_xor_sync(ALL_LANES, largest[half], 1));
+            largest[half] = fmaxf(largest[half], __shfl_xor_sync(ALL_LANES, largest[half], 2));
+        }
+        if constexpr (Shape::GROUPS > 1) {
 #pragma unroll
-            for (int i = 0; i < ROW_ELEMENTS; ++i) {
-                values[i] = sums.get(i / 2, half * 2 + i % 2);
-                const float score = fmaf(values[i], scale[half], shared.bias[tile_column(i)]);
-                scores[i] = (masks.open >> i & 1) != 0 ? score : -INFINITY;
-                largest = fmaxf(largest, scores[i]);
-                along += (masks.positive >> i & 1) != 0 ? values[i] : 0.0f;
-            }
-            if (largest > -INFINITY) {
-                float sum = 0.0f;
-#pragma unroll
-                for (int i = 0; i < ROW_ELEMENTS; ++i) {
-                    sum += ptx::exp2_fast(scores[i] - largest);
+            for (int half = 0; half < 2; ++half) {
+                if (lane_index() % 4 == 0) {
+                    shared.exchange[0][Shape::group()][Shape::row_of(half)] = largest[half];
                 }
-                mine.sum = mine.sum * ptx::exp2_fast(mine.largest - largest) + sum;
-                mine.largest = largest;
             }
-            const uint32_t count = static_cast<uint32_t>(__popc(masks.positive));
-            mine.count += count;
-            if (p.weights == 0) {
-                mine.weight += static_cast<float>(count);
-                mine.along += along;
-            } else {
-                each_weighted<false>(p, query[half], shared.keys, masks.positive, [&](int place, float weight) {
-                    float value = values[0];
+            __syncthreads();
 #pragma unroll
-                    for (int i = 1; i < ROW_ELEMENTS; ++i) {
-                        value = i == place ? values[i] : value;
-                    }
-                    mine.weight += weight;
-                    mine.along = fmaf(weight, value, mine.along);
-                });
+            for (int i = 0; i < 2 * Shape::GROUPS; ++i) {
+                largest[i % 2] = fmaxf(largest[i % 2], shared.exchange[0][i / 2][Shape::row_of(i % 2)]);
             }
         }
     }
 
-    // Joins the four lanes of a row and writes it.
+    __device__ __forceinline__ void take(const typename Shape::Products& products, const Coefficients<T>& coefficients,
+                                         ValueSums& sums) {
+        Masks masks[2];
+        float largest[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            masks[half] = masks_of<false, Shape>(p, shared.queries, shared.keys, half);
+            masks[half].open &= p.positives_left_out != 0 ? ~masks[half].positive : ALL_LANES;
+            masks[half].positive = p.by_moments != 0 ? 0 : masks[half].positive;
+            largest[half] = row[half].largest;
+#pragma unroll
+            for (int i = 0; i < Shape::ELEMENTS; ++i) {
+                largest[half] = fmaxf(largest[half], score(products, masks[half].open, half, i));
+            }
+        }
+        share_maxima(largest);
+        // Most tiles leave all maxima of a warp as they are.
+        const bool grows = largest[0] > row[0].largest || largest[1] > row[1].largest;
+        if (__any_sync(ALL_LANES, grows)) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                // −∞ for both: nothing is there to be rescaled.
+                const float factor = largest[half] > -INFINITY ? ptx::exp2_fast(row[half].largest - largest[half]) : 1.0f;
+                row[half] = {largest[half], row[half].sum * factor, row[half].along * factor};
+                sums.scale(half, factor);
+            }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float from = largest[half] > -INFINITY ? largest[half] : 0.0f;
+            float sum = 0.0f;
+            float along = 0.0f;
+#pragma unroll
+            for (int i = 0; i < Shape::ELEMENTS; i += 2) {
+                float tile[2];
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    const float e = ptx::exp2_fast(score(products, masks[half].open, half, i + k) - from);
+                    sum += e;
+                    tile[k] = (masks[half].positive >> (i + k) & 1) != 0 ? 0.0f : e;
+                    along = fmaf(tile[k], products.get(i / 2, half * 2 + k), along);
+                }
+                coefficients.set(Shape::row_of(half), Shape::column_of(i), tile[0] * COEFFICIENT_UNIT,
+                                 tile[1] * COEFFICIENT_UNIT);
+            }
+            row[half].sum += sum;
+            row[half].along += along;
+        }
+    }
+
+    // Adds the parts of a row in their order and writes them.
     __device__ __forceinline__ void end() {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             RowPartial& mine = row[half];
 #pragma unroll
             for (int step = 1; step < 4; step *= 2) {
-                const RowPartial other{__shfl_xor_sync(ALL_LANES, mine.largest, step),
-                                       __shfl_xor_sync(ALL_LANES, mine.sum, step),
-                                       __shfl_xor_sync(ALL_LANES, mine.weight, step),
-                                       __shfl_xor_sync(ALL_LANES, mine.along, step),
-                                       __shfl_xor_sync(ALL_LANES, mine.count, step)};
-                join(mine, other);
+                mine.sum += __shfl_xor_sync(ALL_LANES, mine.sum, step);
+                mine.along += __shfl_xor_sync(ALL_LANES, mine.along, step);
             }
-            if (lane_index() % 4 == 0 && query[half].number != NONE) {
-                const uint64_t place = static_cast<uint64_t>(query[half].number) * p.splits + blockIdx.y;
-                output<RowPartial>(p.partials)[place] = mine;
+        }
+        if constexpr (Shape::GROUPS > 1) {
+            // All have read the maxima of the last tile.
+            __syncthreads();
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                if (lane_index() % 4 == 0) {
+                    shared.exchange[0][Shape::group()][Shape::row_of(half)] = row[half].sum;
+                    shared.exchange[1][Shape::group()][Shape::row_of(half)] = row[half].along;
+                }
             }
+            __syncthreads();
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t query = shared.queries.number[Shape::row_of(half)];
+            if (Shape::group() != 0 || lane_index() % 4 != 0 || query == NONE) {
+                continue;
+            }
+            RowPartial mine = row[half];
+#pragma unroll
+            for (int group = 1; group < Shape::GROUPS; ++group) {
+                mine.sum += shared.exchange[0][group][Shape::row_of(half)];
+                mine.along += shared.exchange[1][group][Shape::row_of(half)];
+            }
+            const uint64_t place = static_cast<uint64_t>(query) * p.splits + blockIdx.y;
+            output<RowPartial>(p.partials)[place] = mine;
         }
     }
 };

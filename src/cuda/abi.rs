@@ -32,12 +32,34 @@ pub const SORT_ITEMS: usize = 2048;
 /// Values of a digit.
 pub const SORT_DIGITS: usize = 256;
 
-/// Dimensions whose gradient one block sums.
+/// Storage types of rows whose type is known at launch only.
+pub const TYPE_F32: usize = 0;
+/// IEEE half precision.
+pub const TYPE_F16: usize = 1;
+/// bfloat16.
+pub const TYPE_BF16: usize = 2;
+/// How the cosine of two old embeddings weighs a pair: not at all.
+pub const AFFINITY_NONE: usize = 0;
+/// ½(1 + cos).
+pub const AFFINITY_HALF: usize = 1;
+/// e^{(cos − 1)/θ}.
+pub const AFFINITY_EXP: usize = 2;
+/// Dimensions whose gradient one group of four warps sums.
 pub const GRADIENT_DIMS: usize = 128;
 /// Bytes of what one split of the keys knows of a row.
-pub const ROW_PARTIAL_BYTES: usize = 20;
+pub const ROW_PARTIAL_BYTES: usize = 12;
+/// Dimensions of the sums over positives that one block has.
+pub const TARGET_DIMS: usize = 1024;
+/// Its shared memory.
+pub const TARGET_SHARED_BYTES: usize = 32864;
 /// Words of the status of a contrastive problem.
-pub const CONTRAST_STATUS: usize = 5;
+pub const CONTRAST_STATUS: usize = 7;
+/// Old dimensions of a block's part of the moments.
+pub const MOMENT_ROWS: usize = 32;
+/// New dimensions of it.
+pub const MOMENT_COLS: usize = 64;
+/// Rows whose moments one block applies.
+pub const MOMENT_APPLIED: usize = 16;
 /// Rules of the contrastive loss: which keys are positives.
 pub const RULE_LABELS: usize = 0;
 /// Key i is the positive of query i.
@@ -201,6 +223,7 @@ params! {
         temperatures: u64,
         query_labels: u64,
         key_labels: u64,
+        key_order: u64,
         offsets: u64,
         indices: u64,
         weights: u64,
@@ -214,6 +237,14 @@ params! {
         key_ids: u64,
         left_out_queries: u64,
         left_out_keys: u64,
+        old_queries: u64,
+        old_keys: u64,
+        old_query_stride: u64,
+        old_key_stride: u64,
+        old_query_inverses: u64,
+        old_key_inverses: u64,
+        targets: u64,
+        target_count: u64,
         losses: u64,
         log_sum_exp: u64,
         mass: u64,
@@ -224,9 +255,9 @@ params! {
         key_gradient: u64,
         partials: u64,
         partial_gradients: u64,
-        partial_temperatures: u64,
         row_weights: u64,
         row_unit: u64,
+        moment_weights: u64,
         status: u64,
         query_count: u32,
         key_count: u32,
@@ -238,5 +269,35 @@ params! {
         own_temperatures: u32,
         by_weight: u32,
         splits: u32,
+        positives_left_out: u32,
+        by_moments: u32,
+        old_dim: u32,
+        old_query_type: u32,
+        old_key_type: u32,
+        affinity: u32,
+        affinity_scale: u32,
+        padded: u32,
+    }
+    /// Sums over all rows of one side, in the place of sums over positives.
+    ContrastMoments {
+        rows: u64,
+        stride: u64,
+        old: u64,
+        old_stride: u64,
+        old_inverses: u64,
+        valid: u64,
+        credible: u64,
+        weights: u64,
+        partials: u64,
+        moments: u64,
+        applied: u64,
+        row_count: u32,
+        dim: u32,
+        old_dim: u32,
+        old_type: u32,
+        splits: u32,
+        applied_stride: u32,
+        applied_dim: u32,
+        subtracts: u32,
     }
 }

@@ -1,25 +1,23 @@
-//! The contrastive loss on a device: plans and launches of `kernels/contrast.cu`.
+//! The contrastive loss on a device: launches of `kernels/contrast.cu`.
 
 mod check;
+mod moments;
+mod plan;
 
 use consonance_cpu::Error as Bad;
-use consonance_cpu::contrast::{AffinityMap, Normalizer, Options};
+use consonance_cpu::contrast::{AffinityMap, Options};
 
 use super::abi::{
-    self, CONTRAST_STATUS, GRADIENT_DIMS, MANY_ROWS, ROW_PARTIAL_BYTES, TILE_KEYS, TILE_THREADS,
+    self, CONTRAST_STATUS, MANY_ROWS, TARGET_DIMS, TARGET_SHARED_BYTES, TILE_KEYS, TILE_THREADS,
 };
 use super::executor::launch;
 use super::rows::check_length;
 use super::scratch::Scratch;
-use super::{DType, Error, Executor, Matrix, Memory, Result, Words};
+use super::{Error, Executor, Matrix, Memory, Order, Result, Words};
 use check::{check, check_losses};
+use plan::{Buffers, Shape, params, splits};
 
 const OP: &str = "contrast";
-const FAMILY: &str = "contrast";
-const THREADS: u32 = TILE_THREADS as u32;
-/// Keys of one split at least, and splits at most: a row's result does not depend on the batch or the device.
-const SPLIT_TILES: usize = 16;
-const MOST_SPLITS: usize = 8;
 
 /// Which keys are the positives of a query.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +28,8 @@ pub enum Rule<'a> {
         queries: Words<'a>,
         /// Of the keys.
         keys: Words<'a>,
+        /// The keys in the order of these labels, by [`super::segments::sort`].
+        key_order: &'a Order,
     },
     /// Key i is the positive of query i; more keys than queries are allowed.
     Diagonal,
@@ -41,6 +41,8 @@ pub enum Rule<'a> {
         indices: Words<'a>,
         /// `f32`, one an index; all 1 when absent.
         weights: Option<Words<'a>>,
+        /// Whether a list may end in `u32::MAX`, which stands for no key.
+        padded: bool,
     },
     /// Keys whose set of bits shares at least `min_overlap` bits with the query's.
     Bits {
@@ -57,7 +59,7 @@ pub enum Rule<'a> {
     All,
 }
 
-/// Old embeddings whose cosine weighs a pair.
+/// Old embeddings whose cosine weighs a pair; of any norm but zero, and of dtypes of their own.
 #[derive(Debug, Clone, Copy)]
 pub struct Affinity<'a> {
     /// `[B, Do]`.
@@ -74,7 +76,7 @@ pub struct Affinity<'a> {
 pub struct Pairs<'a> {
     /// Which keys are positives.
     pub rule: Rule<'a>,
-    /// Not supported by the kernels: refused.
+    /// Weights of the positives, beside the lists' own.
     pub affinity: Option<Affinity<'a>>,
     /// `[⌈B / 32⌉]`: a query whose bit is not set is no anchor.
     pub anchors: Option<Words<'a>>,
@@ -117,8 +119,7 @@ pub struct Problem<'a> {
     pub temperatures: Words<'a>,
     /// Who is whose positive, and who is in whose denominator.
     pub pairs: Pairs<'a>,
-    /// The form of the loss; [`consonance_cpu::contrast::OtherPositives::LeftOut`] and
-    /// [`consonance_cpu::contrast::Products::F32`] are refused.
+    /// The form of the loss; [`consonance_cpu::contrast::Products::F32`] is refused.
     pub options: Options,
 }
 
@@ -127,11 +128,15 @@ pub struct Problem<'a> {
 pub struct Losses {
     /// L_i `[B]`; 0 for rows that do not count.
     pub per_row: Memory,
-    /// ln of the row's denominator `[B]`; −∞ when it is empty.
+    /// ln of the row's denominator `[B]`, without its positives when they are left out; −∞ when it is empty.
     pub log_sum_exp: Memory,
     /// 1/n_i `[B]`, what a positive's weight is multiplied by to be its target; 0 for rows that do not count.
     pub inverse_normalizer: Memory,
+    /// When they were asked for.
+    pub gradients: Option<QueryGradients>,
     mass: Memory,
+    /// 1/‖o‖ of old queries and keys.
+    old_inverses: Option<(Memory, Memory)>,
     status: Memory,
 }
 
@@ -146,9 +151,11 @@ impl Losses {
     pub fn check(&self, executor: &dyn Executor) -> Result<()> {
         let mut words = [0u32; CONTRAST_STATUS];
         executor.download(OP, &self.status, bytemuck::cast_slice_mut(&mut words))?;
-        for (argument, row) in ["queries", "keys"].into_iter().zip(words) {
-            if row != u32::MAX {
-                return Err(Error::Row { op: OP, argument, row: row as usize, cosine: false });
+        for (argument, word, cosine) in
+            [("queries", 0, false), ("keys", 1, false), ("old_queries", 5, true), ("old_keys", 6, true)]
+        {
+            if words[word] != u32::MAX {
+                return Err(Error::Row { op: OP, argument, row: words[word] as usize, cosine });
             }
         }
         let rest = [
@@ -177,121 +184,68 @@ pub struct QueryGradients {
     pub temperatures: Memory,
 }
 
-/// Splits of the keys: a function of their number alone, so that a row has the same bits in any batch.
-fn splits(keys: usize) -> usize {
-    keys.div_ceil(TILE_KEYS).div_ceil(SPLIT_TILES).clamp(1, MOST_SPLITS)
-}
-
-/// Blocks for the dimensions of a gradient.
-fn parts(dim: usize) -> usize {
-    dim.div_ceil(GRADIENT_DIMS)
-}
-
-const STREAM_BYTES: usize = abi::STAGES * (MANY_ROWS + TILE_KEYS) * abi::SLAB_BYTES;
-/// `ColumnFacts` of softmax.cuh.
-const FACTS_BYTES: usize = 5 * TILE_KEYS * size_of::<u32>();
-/// `RowSums::Shared` behind the stages of the stream.
-const ROWS_SHARED_BYTES: u32 = (STREAM_BYTES + FACTS_BYTES + TILE_KEYS * size_of::<f32>()) as u32;
-
-/// `Gradient::Shared` behind the stages of the stream and the slabs of a part.
-fn gradient_shared_bytes(dtype: DType) -> u32 {
-    let slabs = TILE_KEYS * GRADIENT_DIMS * dtype.bytes();
-    (STREAM_BYTES + slabs + FACTS_BYTES + 4 * TILE_KEYS * size_of::<f32>()) as u32
-}
-
-/// Offsets of the scratch memory of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Buffers {
-    partials: u64,
-    gradients: u64,
-    temperatures: u64,
-    bytes: usize,
-}
-
-impl Buffers {
-    fn rows(queries: usize, splits: usize) -> Self {
-        let mut layout = Scratch::new();
-        let partials = layout.take(queries * splits * ROW_PARTIAL_BYTES);
-        Self { partials, gradients: 0, temperatures: 0, bytes: layout.bytes() }
-    }
-
-    fn queries(queries: usize, dim: usize, splits: usize) -> Self {
-        let mut layout = Scratch::new();
-        let gradients = layout.take(queries * dim * splits * size_of::<f32>());
-        let temperatures = layout.take(queries * splits * size_of::<f32>());
-        Self { partials: 0, gradients, temperatures, bytes: layout.bytes() }
-    }
-}
-
-/// Computes every row's loss; returns without waiting for the device.
+/// Computes every row's loss and, with `gradients`, ∂L_i/∂x_i and ∂L_i/∂τ_i in the same pass over the keys; returns
+/// without waiting for the device.
 ///
-/// Scratch: 20 bytes a query and split of the keys, of which there are at most 8.
+/// Scratch: 12 bytes a query and split of the keys, of which there are at most 8; with gradients those of the queries
+/// once a split; where all keys are positives, of moments once a split and 4 (D + 1) bytes a query.
 ///
 /// # Errors
 /// [`Error::Argument`] for disagreeing shapes, dtypes or lengths, empty sides, and the forms that the kernels do not
 /// have; [`Error::OutOfMemory`], [`Error::NoKernel`] and [`Error::Launch`].
-pub fn losses(executor: &dyn Executor, problem: &Problem<'_>) -> Result<Losses> {
+pub fn losses(executor: &dyn Executor, problem: &Problem<'_>, gradients: bool) -> Result<Losses> {
     check(problem)?;
-    let (b, n) = (problem.queries.rows(), problem.keys.rows());
-    let row = || executor.allocate(OP, b * size_of::<f32>());
+    let (b, n, d) = (problem.queries.rows(), problem.keys.rows(), problem.queries.cols());
+    let floats = |count: usize| executor.allocate(OP, count * size_of::<f32>());
+    let old_inverses = problem.pairs.affinity.map(|_| Ok::<_, Error>((floats(b)?, floats(n)?)));
     let found = Losses {
-        per_row: row()?,
-        log_sum_exp: row()?,
-        inverse_normalizer: row()?,
-        mass: row()?,
+        per_row: floats(b)?,
+        log_sum_exp: floats(b)?,
+        inverse_normalizer: floats(b)?,
+        gradients: match gradients {
+            true => Some(QueryGradients { queries: floats(b * d)?, temperatures: floats(b)? }),
+            false => None,
+        },
+        mass: floats(b)?,
+        old_inverses: old_inverses.transpose()?,
         status: executor.upload(OP, &[0xff; CONTRAST_STATUS * size_of::<u32>()])?,
     };
-    let buffers = Buffers::rows(b, splits(n));
+    let by_moments = moments::replace_positives(problem);
+    let buffers = Buffers::new(problem, gradients, by_moments);
     let scratch = executor.scratch(OP, buffers.bytes)?;
-    let params = abi::Contrast { partials: scratch.address() + buffers.partials, ..params(problem, &found) };
-    let suffix = problem.queries.dtype().suffix();
-    for (step, grid, shared) in [
-        (format!("check_{suffix}"), [(b + n).div_ceil(TILE_THREADS / 32), 1], 0),
-        (format!("rows_{suffix}"), [b.div_ceil(MANY_ROWS), splits(n)], ROWS_SHARED_BYTES),
-        ("losses".to_owned(), [b.div_ceil(TILE_THREADS), 1], 0),
-    ] {
-        // SAFETY: the problem was checked, so every array has the length that its counts say; a row has a partial
-        // result for every split, and outputs have a number for every query.
-        unsafe { run(executor, &step, [grid[0], grid[1], 1], shared, &params)? };
-    }
-    Ok(found)
-}
-
-/// Computes ∂L_i/∂x_i and ∂L_i/∂τ_i of a problem whose `losses` these are; returns without waiting for the device.
-///
-/// Scratch: the gradient once for every split of the keys, of which there are at most 8.
-///
-/// # Errors
-/// As [`losses()`].
-pub fn query_gradients(
-    executor: &dyn Executor,
-    problem: &Problem<'_>,
-    losses: &Losses,
-) -> Result<QueryGradients> {
-    check(problem)?;
-    check_losses(problem, losses)?;
-    let (b, n, d) = (problem.queries.rows(), problem.keys.rows(), problem.queries.cols());
-    let found = QueryGradients {
-        queries: executor.allocate(OP, b * d * size_of::<f32>())?,
-        temperatures: executor.allocate(OP, b * size_of::<f32>())?,
-    };
-    let buffers = Buffers::queries(b, d, splits(n));
-    let scratch = executor.scratch(OP, buffers.bytes)?;
+    let at = |offset: u64| scratch.address() + offset;
     let params = abi::Contrast {
-        query_gradient: found.queries.address(),
-        temperature_gradient: found.temperatures.address(),
-        partial_gradients: scratch.address() + buffers.gradients,
-        partial_temperatures: scratch.address() + buffers.temperatures,
-        ..params(problem, losses)
+        partials: at(buffers.partials),
+        partial_gradients: at(buffers.gradients),
+        targets: at(buffers.targets),
+        target_count: at(buffers.moments) + moments::count_offset(problem),
+        ..params(problem, &found)
     };
     let dtype = problem.queries.dtype();
-    let tiles = [b.div_ceil(MANY_ROWS), splits(n), parts(d)];
-    let entry = format!("queries_{}", dtype.suffix());
-    // SAFETY: as for the losses, whose arrays have a number for every query; the scratch has a gradient and a number
-    // of every query for each split.
-    unsafe {
-        run(executor, &entry, tiles, gradient_shared_bytes(dtype), &params)?;
-        run(executor, "join_queries", [b, 1, 1], 0, &params)?;
+    let suffix = dtype.suffix();
+    let shape = Shape::new(dtype, d);
+    let warps = (b + n).div_ceil(TILE_THREADS / 32);
+    let old = problem.pairs.affinity.map(|_| ("old".to_owned(), [warps, 1, 1], TILE_THREADS, 0));
+    let target_parts = if gradients { d.div_ceil(TARGET_DIMS) } else { 1 };
+    let steps = [
+        (format!("check_{suffix}"), [warps, 1, 1], TILE_THREADS, 0),
+        (
+            format!("rows_{suffix}_{}", shape.groups),
+            [b.div_ceil(MANY_ROWS), splits(n), if gradients { shape.parts } else { 1 }],
+            shape.threads,
+            shape.rows_shared_bytes(),
+        ),
+        (format!("targets_{suffix}"), [b, target_parts, 1], TILE_THREADS, TARGET_SHARED_BYTES),
+    ];
+    for (step, grid, threads, shared) in old.into_iter().chain(steps) {
+        if by_moments && step.starts_with("targets") {
+            let [partials, sums, targets] =
+                [buffers.moment_partials, buffers.moments, buffers.targets].map(at);
+            moments::of_keys(executor, problem, &found, [partials, sums, targets])?;
+        }
+        // SAFETY: the problem was checked, so every array has the length that its counts say; a row has a partial
+        // result and a partial gradient for every split, and outputs have a number for every query.
+        unsafe { run(executor, &step, grid, (threads, shared), &params)? };
     }
     Ok(found)
 }
@@ -299,7 +253,7 @@ pub fn query_gradients(
 /// Computes the gradient of Σ_i `upstream[i]` · L_i for the keys, `f32` `[N, D]`, of a problem whose `losses` these
 /// are; returns without waiting for the device. Every key has one owner.
 ///
-/// Scratch: 4 bytes a query.
+/// Scratch: 8 bytes a query, and moments where all keys are positives.
 ///
 /// # Errors
 /// As [`losses()`], and when `upstream` has not one number a query.
@@ -314,23 +268,36 @@ pub fn key_gradients(
     let (b, n, d) = (problem.queries.rows(), problem.keys.rows(), problem.queries.cols());
     check_length(OP, "row_gradients", upstream.len(), b, "query")?;
     let found = executor.allocate(OP, n * d * size_of::<f32>())?;
+    let by_moments = moments::replace_positives(problem);
     let mut layout = Scratch::new();
-    let (weights, unit) = (layout.take(b * size_of::<f32>()), layout.take(size_of::<f32>()));
+    let weights = layout.take(b * size_of::<f32>());
+    let moment_weights = layout.take(b * size_of::<f32>());
+    let unit = layout.take(size_of::<f32>());
+    let [partials, sums] =
+        moments::room(problem, problem.queries.rows(), by_moments).map(|it| layout.take(it));
     let scratch = executor.scratch(OP, layout.bytes())?;
+    let at = |offset: u64| scratch.address() + offset;
     let params = abi::Contrast {
         upstream: upstream.address(),
         key_gradient: found.address(),
-        row_weights: scratch.address() + weights,
-        row_unit: scratch.address() + unit,
+        row_weights: at(weights),
+        row_unit: at(unit),
+        moment_weights: at(moment_weights),
         ..params(problem, losses)
     };
     let dtype = problem.queries.dtype();
+    let shape = Shape::new(dtype, d);
     let warps = TILE_THREADS / 32 * size_of::<f32>();
-    let entry = format!("keys_{}", dtype.suffix());
+    let entry = format!("keys_{}_{}", dtype.suffix(), shape.groups);
     // SAFETY: as for the losses; upstream and weights have a number for every query, the output a row for every key.
     unsafe {
-        run(executor, "weigh", [1; 3], warps as u32, &params)?;
-        run(executor, &entry, [n.div_ceil(TILE_KEYS), parts(d), 1], gradient_shared_bytes(dtype), &params)?;
+        run(executor, "weigh", [1; 3], (TILE_THREADS, warps), &params)?;
+        let grid = [n.div_ceil(TILE_KEYS), shape.parts, 1];
+        run(executor, &entry, grid, (shape.threads, shape.keys_shared_bytes()), &params)?;
+    }
+    if by_moments {
+        let weights = params.moment_weights;
+        moments::of_queries(executor, problem, losses, weights, [at(partials), at(sums), found.address()])?;
     }
     Ok(found)
 }
@@ -341,102 +308,10 @@ unsafe fn run(
     executor: &dyn Executor,
     step: &str,
     grid: [usize; 3],
-    shared: u32,
+    (threads, shared): (usize, usize),
     params: &abi::Contrast,
 ) -> Result<()> {
     let (entry, grid) = (format!("contrast_{step}"), grid.map(|blocks| blocks as u64));
     // SAFETY: passed on to the caller.
-    unsafe { launch(executor, (OP, FAMILY, &entry), grid, (THREADS, shared), params) }
-}
-
-/// What every kernel reads.
-fn params(problem: &Problem<'_>, losses: &Losses) -> abi::Contrast {
-    let Problem { queries, keys, temperatures, pairs, options } = problem;
-    let address = |words: Option<Words<'_>>| words.map_or(0, |words| words.address());
-    let sides =
-        |sides: Option<(Words<'_>, Words<'_>)>| sides.map_or((0, 0), |(q, k)| (q.address(), k.address()));
-    let (same_id, left_out) = (sides(pairs.same_id), sides(pairs.left_out_labels));
-    let all = abi::Contrast {
-        queries: queries.address(),
-        keys: keys.address(),
-        query_stride: queries.stride() as u64,
-        key_stride: keys.stride() as u64,
-        temperatures: temperatures.address(),
-        anchors: address(pairs.anchors),
-        valid: address(pairs.valid),
-        credible: address(pairs.credible),
-        denominator_weights: address(pairs.denominator_weights),
-        query_ids: same_id.0,
-        key_ids: same_id.1,
-        left_out_queries: left_out.0,
-        left_out_keys: left_out.1,
-        losses: losses.per_row.address(),
-        log_sum_exp: losses.log_sum_exp.address(),
-        mass: losses.mass.address(),
-        inverse_normalizer: losses.inverse_normalizer.address(),
-        status: losses.status.address(),
-        query_count: queries.rows() as u32,
-        key_count: keys.rows() as u32,
-        dim: queries.cols() as u32,
-        own_temperatures: u32::from(temperatures.len() != 1),
-        by_weight: u32::from(options.normalizer == Normalizer::WeightSum),
-        splits: splits(keys.rows()) as u32,
-        ..abi::Contrast::default()
-    };
-    match pairs.rule {
-        Rule::Labels { queries, keys } => abi::Contrast {
-            rule: abi::RULE_LABELS as u32,
-            query_labels: queries.address(),
-            key_labels: keys.address(),
-            ..all
-        },
-        Rule::Diagonal => abi::Contrast { rule: abi::RULE_DIAGONAL as u32, ..all },
-        Rule::Lists { offsets, indices, weights } => abi::Contrast {
-            rule: abi::RULE_LISTS as u32,
-            offsets: offsets.address(),
-            indices: indices.address(),
-            weights: address(weights),
-            listed: indices.len() as u32,
-            ..all
-        },
-        Rule::Bits { queries, keys, words, min_overlap } => abi::Contrast {
-            rule: abi::RULE_BITS as u32,
-            query_sets: queries.address(),
-            key_sets: keys.address(),
-            words: words as u32,
-            least_overlap: min_overlap,
-            ..all
-        },
-        Rule::All => abi::Contrast { rule: abi::RULE_ALL as u32, ..all },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scratch_grows_with_the_queries_alone() {
-        let many = Buffers::queries(64, 96, splits(100_000_000));
-        assert_eq!(splits(100_000_000), MOST_SPLITS);
-        assert!(many.bytes <= 64 * 97 * 4 * MOST_SPLITS + 512, "{many:?}");
-        assert_eq!(many, Buffers::queries(64, 96, splits(10_000)));
-        assert!(Buffers::rows(1000, MOST_SPLITS).bytes <= 1000 * 160 + 256);
-    }
-
-    #[test]
-    fn splits_depend_on_the_keys_and_none_is_empty() {
-        for (keys, expected) in [(1, 1), (1024, 1), (1025, 2), (4096, 4), (1 << 20, MOST_SPLITS)] {
-            assert_eq!(splits(keys), expected);
-            assert!(keys.div_ceil(TILE_KEYS) >= expected);
-        }
-    }
-
-    #[test]
-    fn shared_memory_fits_into_the_smallest_device() {
-        // 99 KiB for one block on sm_86 and sm_89.
-        for dtype in DType::ALL {
-            assert!(gradient_shared_bytes(dtype).max(ROWS_SHARED_BYTES) <= 99 * 1024);
-        }
-    }
+    unsafe { launch(executor, (OP, "contrast", &entry), grid, (threads as u32, shared as u32), params) }
 }

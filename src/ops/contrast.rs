@@ -1,6 +1,8 @@
 //! The weighted multi-positive contrastive loss as a differentiable Candle op.
 
 pub(super) mod data;
+mod kernels;
+mod lists;
 mod pairs;
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
@@ -11,9 +13,11 @@ pub use consonance_cpu::contrast::{
 };
 pub use pairs::Pairs;
 
+use crate::ops::place::Place;
 use crate::ops::view::{Matrix, check_cpu};
 use crate::{Error, Result};
 use data::Data;
+use kernels::ByKernels;
 
 const OP: &str = "contrast";
 
@@ -68,8 +72,9 @@ pub fn contrast(
     pairs: &Pairs,
     options: &ContrastOptions,
 ) -> Result<Contrast> {
-    let (b, n) = (rows_of("queries", queries)?, rows_of("keys", keys)?);
-    with_data(queries, keys, temperature, Data::read(pairs, b, n)?, options)
+    rows_of("queries", queries)?;
+    rows_of("keys", keys)?;
+    one_way(queries, keys, temperature, pairs, options)
 }
 
 /// The symmetric (CLIP) form: the mean of [`contrast`] of `x` `[B, D]` against `y` `[N, D]` and of `y` against `x`
@@ -96,10 +101,8 @@ pub fn contrast_symmetric(
         let expected = "[] or [1]: the symmetric form has one temperature";
         return Err(consonance_cpu::Error::shape(OP, "temperature", t.dims(), expected).into());
     }
-    let data = Data::read(pairs, b, n)?;
-    let transposed = data.transposed(b, n)?;
-    let rows = with_data(x, y, temperature, data, options)?;
-    let columns = with_data(y, x, temperature, transposed, options)?;
+    let rows = one_way(x, y, temperature, pairs, options)?;
+    let columns = one_way(y, x, temperature, &pairs.transposed(b, n)?, options)?;
     Ok(Contrast {
         loss: ((rows.loss + columns.loss)? * 0.5)?,
         per_row: Tensor::cat(&[rows.per_row, columns.per_row], 0)?,
@@ -123,42 +126,40 @@ fn readable(tensor: &Tensor) -> Result<Tensor> {
     Ok(if in_place { tensor.clone() } else { tensor.contiguous()? })
 }
 
-fn with_data(
+/// The loss of queries against keys, wherever they are.
+fn one_way(
     queries: &Tensor,
     keys: &Tensor,
     temperature: &Temperature,
-    data: Data,
+    pairs: &Pairs,
     options: &ContrastOptions,
 ) -> Result<Contrast> {
     let (queries, keys) = (readable(queries)?, readable(keys)?);
-    let (queries_view, keys_view) = (Matrix::new(OP, "queries", &queries)?, Matrix::new(OP, "keys", &keys)?);
+    let place = Place::of(OP, "queries", &queries)?;
     let temperature = match temperature {
         Temperature::Fixed(t) => Tensor::new(&[*t as f32], queries.device())?,
         Temperature::Learned(t) => learned(t)?,
     };
-    let temperatures = temperature.detach().flatten_all()?.to_vec1::<f32>()?;
     let gradients = queries.track_op() || temperature.track_op();
-    let (plan, mut forward) = {
-        let (queries, keys) = (queries_view.lock(), keys_view.lock());
-        data.with_problem(queries.rows()?, keys.rows()?, &temperatures, options, |problem| {
-            let plan = cpu::Plan::new(problem)?;
-            let forward = cpu::forward(problem, &plan, gradients)?;
-            Ok((plan, forward))
-        })?
+    let op = match place {
+        Some(place) => {
+            let tensors = [&queries, &keys, &temperature];
+            Loss::Kernels(ByKernels::new(place, tensors, pairs, options, gradients)?)
+        }
+        None => Loss::Cpu(OnCpu::new([&queries, &keys, &temperature], pairs, options, gradients)?),
     };
-    if !queries.track_op() {
-        forward.query_gradients = Vec::new();
-    }
-    let anchors = forward.anchors();
-    let log_sum_exp = Tensor::new(&forward.log_sum_exp[..], queries.device())?;
-    let op = Loss { data, options: *options, temperatures, plan, forward };
+    let (log_sum_exp, anchors) = match &op {
+        Loss::Cpu(loss) => {
+            (Tensor::new(&loss.forward.log_sum_exp[..], queries.device())?, loss.forward.anchors())
+        }
+        Loss::Kernels(loss) => (loss.log_sum_exp.clone(), loss.anchors),
+    };
     let per_row = queries.apply_op3(&keys, &temperature, op)?;
     let loss = (per_row.sum_all()? * (1.0 / anchors.max(1) as f64))?;
     Ok(Contrast { loss, per_row, log_sum_exp, anchors })
 }
 
 fn learned(temperature: &Tensor) -> Result<Tensor> {
-    check_cpu(OP, "temperature", temperature)?;
     match (temperature.rank(), temperature.dtype()) {
         (0 | 1, DType::F32) => Ok(temperature.clone()),
         (0 | 1, got) => Err(Error::DType { op: OP, argument: "temperature", got, expected: "f32" }),
@@ -168,13 +169,9 @@ fn learned(temperature: &Tensor) -> Result<Tensor> {
 
 /// The op: its result and all that the backward pass needs were computed before it is applied, so that errors keep
 /// their type and a query's gradient costs no second pass over the keys.
-#[derive(Debug)]
-struct Loss {
-    data: Data,
-    options: ContrastOptions,
-    temperatures: Vec<f32>,
-    plan: cpu::Plan,
-    forward: cpu::Forward,
+enum Loss {
+    Cpu(OnCpu),
+    Kernels(ByKernels),
 }
 
 impl CustomOp3 for Loss {
@@ -191,9 +188,28 @@ impl CustomOp3 for Loss {
         _: &CpuStorage,
         _: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let per_row = self.forward.per_row.clone();
+        let per_row = match self {
+            Self::Cpu(loss) => loss.forward.per_row.clone(),
+            Self::Kernels(loss) => loss.per_row.to_vec1::<f32>()?,
+        };
         let shape = Shape::from(per_row.len());
         Ok((CpuStorage::F32(per_row), shape))
+    }
+
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(
+        &self,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        match self {
+            Self::Kernels(loss) => crate::ops::place::cuda_storage(&loss.per_row),
+            Self::Cpu(_) => candle_core::bail!("contrast: computed on the CPU for tensors of a CUDA device"),
+        }
     }
 
     fn bwd(
@@ -204,50 +220,86 @@ impl CustomOp3 for Loss {
         _: &Tensor,
         row_gradients: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let g = row_gradients.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-        let for_queries = match queries.track_op() {
-            true => Some(self.query_gradient(&g, queries)?),
-            false => None,
-        };
-        let for_keys = match keys.track_op() {
-            true => Some(self.key_gradient(&g, queries, keys)?),
-            false => None,
-        };
-        let for_temperature = match temperature.track_op() {
-            true => Some(self.temperature_gradient(&g, temperature)?),
-            false => None,
-        };
-        Ok((for_queries, for_keys, for_temperature))
+        let g = row_gradients.detach().to_dtype(DType::F32)?.contiguous()?;
+        let tracked = |tensor: &Tensor| tensor.track_op().then_some(());
+        let for_queries = tracked(queries).map(|()| match self {
+            Self::Cpu(loss) => loss.query_gradient(&g, queries),
+            Self::Kernels(loss) => loss.query_gradient(&g, queries),
+        });
+        let for_keys = tracked(keys).map(|()| match self {
+            Self::Cpu(loss) => loss.key_gradient(&g, queries, keys),
+            Self::Kernels(loss) => loss.key_gradient(&g, keys),
+        });
+        let for_temperature = tracked(temperature).map(|()| match self {
+            Self::Cpu(loss) => loss.temperature_gradient(&g, temperature),
+            Self::Kernels(loss) => loss.temperature_gradient(&g, temperature),
+        });
+        Ok((for_queries.transpose()?, for_keys.transpose()?, for_temperature.transpose()?))
     }
 }
 
-impl Loss {
-    fn query_gradient(&self, g: &[f32], queries: &Tensor) -> candle_core::Result<Tensor> {
-        let d = queries.dims()[1];
+/// The loss by the CPU backend.
+struct OnCpu {
+    data: Data,
+    options: ContrastOptions,
+    temperatures: Vec<f32>,
+    plan: cpu::Plan,
+    forward: cpu::Forward,
+}
+
+impl OnCpu {
+    fn new(
+        [queries, keys, temperature]: [&Tensor; 3],
+        pairs: &Pairs,
+        options: &ContrastOptions,
+        gradients: bool,
+    ) -> Result<Self> {
+        let data = Data::read(pairs, queries.dims()[0], keys.dims()[0])?;
+        let views = (Matrix::new(OP, "queries", queries)?, Matrix::new(OP, "keys", keys)?);
+        check_cpu(OP, "temperature", temperature)?;
+        let temperatures = temperature.detach().flatten_all()?.to_vec1::<f32>()?;
+        let (plan, mut forward) = {
+            let (queries, keys) = (views.0.lock(), views.1.lock());
+            data.with_problem(queries.rows()?, keys.rows()?, &temperatures, options, |problem| {
+                let plan = cpu::Plan::new(problem)?;
+                let forward = cpu::forward(problem, &plan, gradients)?;
+                Ok((plan, forward))
+            })?
+        };
+        if !queries.track_op() {
+            forward.query_gradients = Vec::new();
+        }
+        Ok(Self { data, options: *options, temperatures, plan, forward })
+    }
+
+    fn query_gradient(&self, g: &Tensor, queries: &Tensor) -> Result<Tensor> {
+        let (g, d) = (g.to_vec1::<f32>()?, queries.dims()[1]);
         let mut out = Vec::with_capacity(g.len() * d);
         for (g, row) in g.iter().zip(self.forward.query_gradients.chunks_exact(d)) {
             out.extend(row.iter().map(|x| g * x));
         }
-        Tensor::from_vec(out, queries.shape(), queries.device())?.to_dtype(queries.dtype())
+        Ok(Tensor::from_vec(out, queries.shape(), queries.device())?.to_dtype(queries.dtype())?)
     }
 
-    fn key_gradient(&self, g: &[f32], queries: &Tensor, keys: &Tensor) -> candle_core::Result<Tensor> {
+    fn key_gradient(&self, g: &Tensor, queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
         let views = (Matrix::new(OP, "queries", queries)?, Matrix::new(OP, "keys", keys)?);
         let guards = (views.0.lock(), views.1.lock());
         let problem: (Rows<'_>, Rows<'_>) = (guards.0.rows()?, guards.1.rows()?);
+        let g = g.to_vec1::<f32>()?;
         let gradient =
             self.data.with_problem(problem.0, problem.1, &self.temperatures, &self.options, |problem| {
-                Ok(cpu::key_gradients(problem, &self.plan, &self.forward, g)?)
+                Ok(cpu::key_gradients(problem, &self.plan, &self.forward, &g)?)
             })?;
-        Tensor::from_vec(gradient, keys.shape(), keys.device())?.to_dtype(keys.dtype())
+        Ok(Tensor::from_vec(gradient, keys.shape(), keys.device())?.to_dtype(keys.dtype())?)
     }
 
-    fn temperature_gradient(&self, g: &[f32], temperature: &Tensor) -> candle_core::Result<Tensor> {
+    fn temperature_gradient(&self, g: &Tensor, temperature: &Tensor) -> Result<Tensor> {
+        let g = g.to_vec1::<f32>()?;
         let rows = g.iter().zip(&self.forward.temperature_gradients);
         let out: Vec<f32> = match temperature.elem_count() {
             1 => vec![rows.map(|(g, t)| f64::from(*g) * f64::from(*t)).sum::<f64>() as f32],
             _ => rows.map(|(g, t)| g * t).collect(),
         };
-        Tensor::from_vec(out, temperature.shape(), temperature.device())
+        Ok(Tensor::from_vec(out, temperature.shape(), temperature.device())?)
     }
 }

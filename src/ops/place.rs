@@ -163,6 +163,50 @@ impl Place {
         }
     }
 
+    /// Weights `[len]`, floats of any type, as `f32`.
+    ///
+    /// # Errors
+    /// As [`Place::labels`].
+    pub(super) fn floats(
+        &self,
+        op: &'static str,
+        argument: &'static str,
+        tensor: &Tensor,
+        len: usize,
+    ) -> Result<PlacedVector> {
+        self.check(op, argument, tensor)?;
+        view::check_vector_shape(op, argument, tensor, len)?;
+        match tensor.dtype() {
+            DType::F32 | DType::F16 | DType::BF16 => self.vector(op, tensor.detach().to_dtype(DType::F32)?),
+            got => Err(Error::DType { op, argument, got, expected: "f32, f16 or bf16" }),
+        }
+    }
+
+    /// Sets of bits `[rows, words]` of `u32`, and the words of one.
+    ///
+    /// # Errors
+    /// As [`Place::labels`].
+    pub(super) fn sets(
+        &self,
+        op: &'static str,
+        argument: &'static str,
+        tensor: &Tensor,
+        rows: usize,
+    ) -> Result<(PlacedVector, usize)> {
+        self.check(op, argument, tensor)?;
+        let &[got, words] = tensor.dims() else {
+            return Err(Error::Rank { op, argument, got: tensor.rank(), expected: "[rows, words]" });
+        };
+        if got != rows {
+            let expected = format!("[{rows}, words]");
+            return Err(consonance_cpu::Error::shape(op, argument, tensor.dims(), expected).into());
+        }
+        match tensor.dtype() {
+            DType::U32 => Ok((self.vector(op, tensor.detach())?, words)),
+            got => Err(Error::DType { op, argument, got, expected: "u32, 32 bits a word" }),
+        }
+    }
+
     /// The elements of a tensor of any shape, one behind the other.
     pub(super) fn vector(&self, op: &'static str, tensor: Tensor) -> Result<PlacedVector> {
         let tensor = tensor.force_contiguous()?;

@@ -1,16 +1,19 @@
 //! What the host checks of a contrastive loss before anything is launched.
 
 use consonance_cpu::Error as Bad;
-use consonance_cpu::contrast::{OtherPositives, Products};
+use consonance_cpu::contrast::{AffinityMap, Products};
 
-use super::{Losses, OP, Problem, Rule};
+use super::{Affinity, Losses, OP, Problem, Rule};
 use crate::cuda::Result;
 use crate::cuda::rows::{check_length, check_sides};
 
 /// Checks that losses are those of a problem of this size.
 pub(super) fn check_losses(problem: &Problem<'_>, losses: &Losses) -> Result<()> {
     let b = problem.queries.rows();
-    check_length(OP, "losses", losses.mass.bytes() / size_of::<f32>(), b, "query")
+    check_length(OP, "losses", losses.mass.bytes() / size_of::<f32>(), b, "query")?;
+    let inverses = losses.old_inverses.as_ref().map_or(0, |(_, keys)| keys.bytes() / size_of::<f32>());
+    let expected = problem.pairs.affinity.map_or(0, |affinity| affinity.keys.rows());
+    check_length(OP, "losses", inverses, expected, "old key")
 }
 
 /// Checks all that the host knows of a problem.
@@ -18,20 +21,12 @@ pub(super) fn check(problem: &Problem<'_>) -> Result<()> {
     let Problem { queries, keys, temperatures, pairs, options } = problem;
     check_sides(OP, ["queries", "keys"], queries, keys)?;
     let (b, n) = (queries.rows(), keys.rows());
-    let refuse = |argument, got: &str, expected: &str| Err(Bad::range(OP, argument, got, expected).into());
-    if options.other_positives == OtherPositives::LeftOut {
-        return refuse(
-            "other_positives",
-            "LeftOut",
-            "InDenominator on a GPU; for the other form move the tensors to the CPU",
-        );
-    }
     if options.products == Products::F32 {
-        return refuse("products", "F32", "Fastest on a GPU; for sums in f32 move the tensors to the CPU");
+        let expected = "Fastest on a GPU; for sums in f32 move the tensors to the CPU";
+        return Err(Bad::range(OP, "products", "F32", expected).into());
     }
-    if pairs.affinity.is_some() {
-        let expected = "none on a GPU; give weights with lists, or move the tensors to the CPU";
-        return refuse("affinity", "old embeddings", expected);
+    if let Some(affinity) = &pairs.affinity {
+        check_affinity(affinity, b, n)?;
     }
     if temperatures.len() != 1 && temperatures.len() != b {
         let expected = format!("[1] or [{b}], one a query");
@@ -61,17 +56,40 @@ pub(super) fn check(problem: &Problem<'_>) -> Result<()> {
     Ok(())
 }
 
+fn check_affinity(affinity: &Affinity<'_>, b: usize, n: usize) -> Result<()> {
+    for (argument, rows, expected) in [("old_queries", &affinity.queries, b), ("old_keys", &affinity.keys, n)]
+    {
+        let cols = affinity.queries.cols();
+        if rows.rows() != expected || rows.cols() != cols || cols == 0 {
+            let shape = format!("[{expected}, {}], one row for each", cols.max(1));
+            return Err(Bad::shape(OP, argument, &[rows.rows(), rows.cols()], shape).into());
+        }
+        if cols > i32::MAX as usize || !rows.address().is_multiple_of(rows.dtype().bytes() as u64) {
+            let got = format!("{cols} dimensions at {:#x}", rows.address());
+            let expected = "fewer than 2^31 dimensions at an address aligned to its elements";
+            return Err(Bad::range(OP, argument, got, expected).into());
+        }
+    }
+    match affinity.map {
+        AffinityMap::Exp { temperature: t } if !(t.is_finite() && t > 0.0) => {
+            Err(Bad::range(OP, "affinity temperature", t, "finite and above 0").into())
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_rule(rule: &Rule<'_>, b: usize, n: usize) -> Result<()> {
     match rule {
-        Rule::Labels { queries, keys } => {
+        Rule::Labels { queries, keys, key_order } => {
             check_length(OP, "query_labels", queries.len(), b, "query")?;
-            check_length(OP, "key_labels", keys.len(), n, "key")
+            check_length(OP, "key_labels", keys.len(), n, "key")?;
+            check_length(OP, "key_order", key_order.words().len(), n, "key")
         }
         Rule::Diagonal if n < b => {
             let expected = format!("at least {b} rows: with diagonal pairs key i is the positive of query i");
             Err(Bad::shape(OP, "keys", &[n], expected).into())
         }
-        Rule::Lists { offsets, indices, weights } => {
+        Rule::Lists { offsets, indices, weights, .. } => {
             check_length(OP, "offsets", offsets.len(), b + 1, "query and one more")?;
             if u32::try_from(indices.len()).is_err() {
                 return Err(Bad::range(OP, "indices", indices.len(), "fewer than 2^32").into());
@@ -101,41 +119,27 @@ fn check_rule(rule: &Rule<'_>, b: usize, n: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use consonance_cpu::contrast::{AffinityMap, Options};
+    use consonance_cpu::contrast::Options;
 
     use super::*;
-    use crate::cuda::contrast::{Affinity, Pairs};
+    use crate::cuda::contrast::Pairs;
     use crate::cuda::{DType, Matrix, Words};
-
-    fn problem(rule: Rule<'static>) -> Problem<'static> {
-        // SAFETY: nothing is read or launched, only checked.
-        let (rows, words) =
-            unsafe { (Matrix::from_address(256, DType::F32, [4, 8, 8]), Words::from_address(256, 1)) };
-        Problem {
-            queries: rows,
-            keys: rows,
-            temperatures: words,
-            pairs: Pairs::new(rule),
-            options: Options::default(),
-        }
-    }
 
     #[test]
     fn forms_without_kernels_are_refused_by_name() {
-        let good = problem(Rule::All);
+        // SAFETY: nothing is read or launched, only checked.
+        let (rows, words) =
+            unsafe { (Matrix::from_address(256, DType::F32, [4, 8, 8]), Words::from_address(256, 1)) };
+        let good = Problem {
+            queries: rows,
+            keys: rows,
+            temperatures: words,
+            pairs: Pairs::new(Rule::All),
+            options: Options::default(),
+        };
         assert!(check(&good).is_ok());
-        let mut affinity = good;
-        affinity.pairs.affinity =
-            Some(Affinity { queries: good.queries, keys: good.keys, map: AffinityMap::Half });
-        let left_out = Options { other_positives: OtherPositives::LeftOut, ..Options::default() };
         let plain = Options { products: Products::F32, ..Options::default() };
-        for (problem, name) in [
-            (affinity, "`affinity`"),
-            (Problem { options: left_out, ..good }, "`other_positives`"),
-            (Problem { options: plain, ..good }, "`products`"),
-        ] {
-            let text = check(&problem).unwrap_err().to_string();
-            assert!(text.contains(name) && text.contains("CPU"), "{text}");
-        }
+        let text = check(&Problem { options: plain, ..good }).unwrap_err().to_string();
+        assert!(text.contains("`products`") && text.contains("CPU"), "{text}");
     }
 }

@@ -1,7 +1,12 @@
 //! The builder of pairs.
 
 use candle_core::Tensor;
+use consonance_cpu::Error as Bad;
 use consonance_cpu::contrast::AffinityMap;
+
+use super::OP;
+use super::lists::transposed_lists;
+use crate::Result;
 
 /// Which keys are the positives of a query, with which weight, and which keys are in its denominator.
 ///
@@ -12,6 +17,8 @@ use consonance_cpu::contrast::AffinityMap;
 pub struct Pairs {
     pub(super) rule: Rule,
     pub(super) affinity: Option<(Tensor, Tensor, AffinityMap)>,
+    /// Queries that are anchors: of the transposed pairs of the symmetric form.
+    pub(super) anchors: Option<Tensor>,
     pub(super) valid: Option<Tensor>,
     pub(super) credible: Option<Tensor>,
     pub(super) denominator_weights: Option<Tensor>,
@@ -34,6 +41,7 @@ impl Pairs {
         Self {
             rule,
             affinity: None,
+            anchors: None,
             valid: None,
             credible: None,
             denominator_weights: None,
@@ -123,5 +131,48 @@ impl Pairs {
     pub fn leave_out_same_label(mut self, query_labels: &Tensor, key_labels: &Tensor) -> Self {
         self.left_out_labels = Some((query_labels.clone(), key_labels.clone()));
         self
+    }
+
+    /// The same pairs of `b` queries and `n` keys with both exchanged; a key that is not valid or not credible is no
+    /// anchor.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for denominator weights and for diagonal pairs of different numbers.
+    pub(super) fn transposed(&self, b: usize, n: usize) -> Result<Self> {
+        if self.denominator_weights.is_some() {
+            let expected = "none in the symmetric form: they belong to one side";
+            return Err(Bad::shape(OP, "denominator_weights", &[n], expected).into());
+        }
+        let swapped = |sides: &Option<(Tensor, Tensor)>| sides.clone().map(|(q, k)| (k, q));
+        let anchors = match (&self.valid, &self.credible) {
+            (Some(valid), Some(credible)) => {
+                let zero = |mask: &Tensor| mask.ne(0u8);
+                Some((zero(valid)? * zero(credible)?)?)
+            }
+            (one, other) => one.clone().or_else(|| other.clone()),
+        };
+        let rule = match &self.rule {
+            Rule::Labels(q, k) => Rule::Labels(k.clone(), q.clone()),
+            Rule::Diagonal if b == n => Rule::Diagonal,
+            Rule::Diagonal => {
+                let expected = format!("[{b}, D]: diagonal pairs of the symmetric form are one to one");
+                return Err(Bad::shape(OP, "y", &[n], expected).into());
+            }
+            lists @ (Rule::Lists { .. } | Rule::Neighbors { .. }) => transposed_lists(lists, b, n)?,
+            Rule::Bits { queries, keys, min_overlap } => {
+                Rule::Bits { queries: keys.clone(), keys: queries.clone(), min_overlap: *min_overlap }
+            }
+            Rule::All => Rule::All,
+        };
+        Ok(Self {
+            rule,
+            affinity: self.affinity.clone().map(|(q, k, map)| (k, q, map)),
+            anchors,
+            valid: None,
+            credible: None,
+            denominator_weights: None,
+            same_id: swapped(&self.same_id),
+            left_out_labels: swapped(&self.left_out_labels),
+        })
     }
 }

@@ -1,8 +1,8 @@
 //! A contrastive loss, and how each backend computes it.
 
-use consonance::cuda::contrast::{self as cuda, key_gradients, losses, query_gradients};
-use consonance::cuda::{Executor, Memory, Result, Words};
-use consonance_cpu::contrast::{self as cpu, Normalizer, Options};
+use consonance::cuda::contrast::{self as cuda, key_gradients, losses};
+use consonance::cuda::{Executor, Memory, Result, Words, segments};
+use consonance_cpu::contrast::{self as cpu, AffinityMap, Normalizer, Options, OtherPositives};
 use consonance_reference::contrast as reference;
 
 use super::{Cpu, OnDevice, Sides, slices};
@@ -49,10 +49,16 @@ pub struct ContrastCase {
     pub ids: Sides,
     /// Labels of both sides, whose keys leave the denominator unless they are positives.
     pub left_out: Sides,
+    /// Old embeddings of both sides, and the weight of a pair by their cosine.
+    pub affinity: Option<(Stored, Stored, AffinityMap)>,
     /// What divides the weights.
     pub normalizer: Normalizer,
+    /// Where the other positives stand.
+    pub other_positives: OtherPositives,
     /// The gradient of every row's loss.
     pub upstream: Vec<f32>,
+    /// Whether gradients are asked for.
+    pub gradients: bool,
 }
 
 /// What a backend finds.
@@ -87,8 +93,11 @@ impl ContrastCase {
             denominator_weights: None,
             ids: None,
             left_out: None,
+            affinity: None,
             normalizer: Normalizer::Count,
+            other_positives: OtherPositives::InDenominator,
             upstream,
+            gradients: true,
         }
     }
 
@@ -131,6 +140,10 @@ impl ContrastCase {
             anchors: self.anchors.as_ref().map(|anchors| pick(anchors, queries)),
             ids: sides(&self.ids),
             left_out: sides(&self.left_out),
+            affinity: self
+                .affinity
+                .as_ref()
+                .map(|(old, keys, map)| (old.select(queries), keys.clone(), *map)),
             upstream: pick(&self.upstream, queries),
             ..self.clone()
         }
@@ -162,6 +175,18 @@ impl ContrastCase {
         if let ContrastRule::Lists(_, _, Some(weights)) = &self.rule {
             pairs = pairs.weighted(|i, j| in_list(i, j).map_or(1.0, |at| f64::from(weights[at])));
         }
+        if let Some((left, right, map)) = &self.affinity {
+            let (left, right, dim) = (left.wide(), right.wide(), left.cols());
+            pairs = pairs.weighted(|i, j| {
+                let cosine = reference::cosine(&left[i * dim..][..dim], &right[j * dim..][..dim]);
+                match map {
+                    AffinityMap::Half => reference::affinity_half(cosine),
+                    AffinityMap::Exp { temperature } => {
+                        reference::affinity_exp(cosine, f64::from(*temperature))
+                    }
+                }
+            });
+        }
         if let Some(valid) = &self.valid {
             pairs = pairs.valid(|j| valid[j]);
         }
@@ -181,7 +206,7 @@ impl ContrastCase {
     }
 
     fn options(&self) -> Options {
-        Options { normalizer: self.normalizer, ..Options::default() }
+        Options { normalizer: self.normalizer, other_positives: self.other_positives, ..Options::default() }
     }
 }
 
@@ -198,8 +223,11 @@ impl Cpu {
             }
             ContrastRule::All => cpu::Rule::All,
         };
-        Self::rows(&case.queries, &case.keys, |queries, keys| {
+        let run = |queries: &consonance_cpu::Rows<'_>,
+                   keys: &consonance_cpu::Rows<'_>,
+                   affinity: Option<cpu::Affinity<'_>>| {
             let pairs = cpu::Pairs {
+                affinity,
                 anchors: case.anchors.as_deref(),
                 valid: case.valid.as_deref(),
                 credible: case.credible.as_deref(),
@@ -212,8 +240,11 @@ impl Cpu {
             let temperatures = &case.temperatures[..];
             let problem = cpu::Problem { queries, keys, temperatures, pairs, options: case.options() };
             let plan = cpu::Plan::new(&problem)?;
-            let forward = cpu::forward(&problem, &plan, true)?;
-            let keys = cpu::key_gradients(&problem, &plan, &forward, &case.upstream)?;
+            let forward = cpu::forward(&problem, &plan, case.gradients)?;
+            let keys = match case.gradients {
+                true => cpu::key_gradients(&problem, &plan, &forward, &case.upstream)?,
+                false => Vec::new(),
+            };
             Ok(ContrastFound {
                 per_row: forward.per_row,
                 log_sum_exp: forward.log_sum_exp,
@@ -222,6 +253,14 @@ impl Cpu {
                 temperatures: forward.temperature_gradients,
                 keys,
             })
+        };
+        Self::rows(&case.queries, &case.keys, |queries, keys| match &case.affinity {
+            None => run(queries, keys, None),
+            Some((old_queries, old_keys, map)) => old_queries.with_rows(|left| {
+                old_keys.with_rows(|right| {
+                    run(queries, keys, Some(cpu::Affinity { queries: left?, keys: right?, map: *map }))
+                })
+            }),
         })
     }
 }
@@ -273,19 +312,37 @@ impl<E: Executor> OnDevice<E> {
             // SAFETY: the caller gives the length that was uploaded, and the memory lives until the end of the call.
             unsafe { Words::from_address(memory.address(), len) }
         };
+        let order = match (&case.rule, &numbers) {
+            (ContrastRule::Labels(_, right), Some((_, keys))) => {
+                segments::sort(executor, words(keys, right.len()))?
+            }
+            _ => segments::sort(executor, words(&temperatures, 0))?,
+        };
+        let old = case.affinity.as_ref().map(|(left, right, map)| {
+            let upload = |rows: &Stored| executor.upload(OP, &rows.bytes());
+            Ok::<_, consonance::cuda::Error>((left, upload(left)?, right, upload(right)?, *map))
+        });
+        let old = old.transpose()?;
+        let affinity = old.as_ref().map(|(left, of_left, right, of_right, map)| {
+            let (queries, keys) = (self.matrix(left, of_left)?, self.matrix(right, of_right)?);
+            Ok::<_, consonance::cuda::Error>(cuda::Affinity { queries, keys, map: *map })
+        });
         let pair = |memory: &Uploaded, lengths: [usize; 2]| {
             memory.as_ref().map(|(left, right)| (words(left, lengths[0]), words(right, lengths[1])))
         };
         let lengths =
             |sides: &Sides| sides.as_ref().map_or([0; 2], |(left, right)| [left.len(), right.len()]);
         let rule = match (&case.rule, &numbers) {
-            (ContrastRule::Labels(left, right), Some((queries, keys))) => {
-                cuda::Rule::Labels { queries: words(queries, left.len()), keys: words(keys, right.len()) }
-            }
+            (ContrastRule::Labels(left, right), Some((queries, keys))) => cuda::Rule::Labels {
+                queries: words(queries, left.len()),
+                keys: words(keys, right.len()),
+                key_order: &order,
+            },
             (ContrastRule::Lists(starts, list, _), Some((offsets, indices))) => cuda::Rule::Lists {
                 offsets: words(offsets, starts.len()),
                 indices: words(indices, list.len()),
                 weights: list_weights.as_ref().map(|(memory, len)| words(memory, *len)),
+                padded: false,
             },
             (ContrastRule::Bits(left, right, set, least), Some((queries, keys))) => cuda::Rule::Bits {
                 queries: words(queries, left.len()),
@@ -305,6 +362,7 @@ impl<E: Executor> OnDevice<E> {
             keys: self.matrix(&case.keys, &keys)?,
             temperatures: words(&temperatures, case.temperatures.len()),
             pairs: cuda::Pairs {
+                affinity: affinity.transpose()?,
                 anchors: mask(&masks[0], &case.anchors),
                 valid: mask(&masks[1], &case.valid),
                 credible: mask(&masks[2], &case.credible),
@@ -318,18 +376,22 @@ impl<E: Executor> OnDevice<E> {
             },
             options: case.options(),
         };
-        let found = losses(executor, &problem)?;
+        let found = losses(executor, &problem, case.gradients)?;
         found.check(executor)?;
-        let gradients = query_gradients(executor, &problem, &found)?;
-        let of_keys = key_gradients(executor, &problem, &found, words(&upstream, case.upstream.len()))?;
         let inverse: Vec<f32> = self.words(&found.inverse_normalizer, b)?;
-        Ok(ContrastFound {
+        let mut all = ContrastFound {
             per_row: self.words(&found.per_row, b)?,
             log_sum_exp: self.words(&found.log_sum_exp, b)?,
             counted: inverse.iter().map(|inverse| *inverse > 0.0).collect(),
-            queries: self.words(&gradients.queries, b * dim)?,
-            temperatures: self.words(&gradients.temperatures, b)?,
-            keys: self.words(&of_keys, n * dim)?,
-        })
+            ..ContrastFound::default()
+        };
+        if let Some(gradients) = &found.gradients {
+            let upstream = words(&upstream, case.upstream.len());
+            let of_keys = key_gradients(executor, &problem, &found, upstream)?;
+            all.queries = self.words(&gradients.queries, b * dim)?;
+            all.temperatures = self.words(&gradients.temperatures, b)?;
+            all.keys = self.words(&of_keys, n * dim)?;
+        }
+        Ok(all)
     }
 }

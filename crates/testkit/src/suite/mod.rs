@@ -10,6 +10,8 @@ mod contrast_bound;
 pub mod neighbors;
 pub mod ranking;
 
+pub use contrast_bound::{Between, between_backends};
+
 /// What a check found wrong.
 pub type Outcome = Result<(), String>;
 
