@@ -7,21 +7,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+#[path = "device/mod.rs"]
+mod device;
+
 use std::time::Duration;
 
 use consonance::cuda::neighbors::{Classes, Search, neighbors};
-use consonance::cuda::{
-    CudaExecutor, DType, Executor, Launch, Limits, Matrix, Memory, Result, Words, segments,
-};
+use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Words, segments};
 use consonance_cpu::neighbors::Metric;
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use half::{bf16, f16};
-use rayon::prelude::*;
+use device::{Metered, OP, median, percent, rows};
 
-const OP: &str = "bench";
 /// Classes of the search inside classes.
 const CLASSES: u32 = 1000;
 
@@ -38,61 +36,6 @@ const SHAPES: [([usize; 4], bool); 10] = [
     ([1, 1_000_000, 512, 10], false),
     ([8192, 1_000_000, 512, 10], true),
 ];
-
-/// Standard normal rows in storage of a type.
-fn rows(executor: &CudaExecutor, dtype: DType, rows: usize, dim: usize, seed: u64) -> Memory {
-    let chunks: Vec<Vec<u8>> = (0..rows)
-        .into_par_iter()
-        .step_by(4096)
-        .map(|first| {
-            let values = data::normal(4096.min(rows - first), dim, seed + first as u64);
-            match dtype {
-                DType::F32 => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
-                DType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_ne_bytes()).collect(),
-                DType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_ne_bytes()).collect(),
-            }
-        })
-        .collect();
-    executor.upload(OP, &chunks.concat()).unwrap()
-}
-
-/// Adds up what is allocated.
-struct Metered<'a>(&'a CudaExecutor, AtomicUsize);
-
-impl Metered<'_> {
-    fn add(&self, memory: Result<Memory>) -> Result<Memory> {
-        self.1.fetch_add(memory.as_ref().map_or(0, Memory::bytes), Relaxed);
-        memory
-    }
-}
-
-// SAFETY: as the executor within.
-unsafe impl Executor for Metered<'_> {
-    fn limits(&self) -> Limits {
-        self.0.limits()
-    }
-
-    fn allocate(&self, op: &'static str, bytes: usize) -> Result<Memory> {
-        self.add(self.0.allocate(op, bytes))
-    }
-
-    fn scratch(&self, op: &'static str, bytes: usize) -> Result<Memory> {
-        self.add(self.0.scratch(op, bytes))
-    }
-
-    fn upload(&self, op: &'static str, bytes: &[u8]) -> Result<Memory> {
-        self.add(self.0.upload(op, bytes))
-    }
-
-    fn download(&self, op: &'static str, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
-        self.0.download(op, memory, bytes)
-    }
-
-    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        // SAFETY: passed on to the caller.
-        unsafe { self.0.launch(launch) }
-    }
-}
 
 fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
@@ -138,26 +81,21 @@ fn bench(criterion: &mut Criterion) {
                 ids: None,
                 allow: None,
             };
-            let metered = Metered(&executor, AtomicUsize::new(0));
+            let metered = Metered::new(&executor);
             drop(neighbors(&metered, &search).unwrap());
-            let beyond = metered.1.load(Relaxed) as f64 / f64::from(1 << 20);
+            let beyond = metered.mebibytes();
             let once =
                 || f64::from(executor.milliseconds(OP, || neighbors(&executor, &search).map(drop)).unwrap());
-            let mut times: Vec<f64> = (0..12).map(|_| once()).skip(2).collect();
-            times.sort_by(f64::total_cmp);
-            let ms = times[times.len() / 2];
+            let ms = median(once);
             let classes = if in_classes { "/classes" } else { "" };
             let pairs = (b * n) as f64 / if in_classes { f64::from(CLASSES) } else { 1.0 };
             let tflops = 2.0 * pairs * dim as f64 / ms / 1e9;
             let bandwidth = (n * dim * dtype.bytes()) as f64 / ms / 1e6;
-            let share = |share: Option<f64>| {
-                share.map_or("–".to_owned(), |share| format!("{:.0} %", 100.0 * share))
-            };
             let name = format!("{}/{b}x{n}x{dim}/k{k}{classes}", dtype.suffix());
             println!(
                 "| {name} | {ms:.3} | {tflops:.1} | {} | {bandwidth:.0} | {} | {beyond:.1} |",
-                share(multiplying.map(|most| tflops / most)),
-                share(Some(bandwidth / copying)),
+                percent(multiplying.map(|most| tflops / most)),
+                percent(Some(bandwidth / copying)),
             );
             let mut group = criterion.benchmark_group("neighbors-gpu");
             group

@@ -37,8 +37,8 @@ const NEIGHBORS: Family = (
         fault(
             "the last label of a tile is left out",
             "include/pairs.cuh",
-            "first_not_below(p, most + 1, first",
-            "first_not_below(p, most, first",
+            "p.key_order, most + 1, first",
+            "p.key_order, most, first",
         ),
         fault(
             "splits leave out their last tile",

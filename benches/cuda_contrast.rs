@@ -1,0 +1,165 @@
+//! The contrastive loss on a GPU, by its own clock: milliseconds, TFLOP/s of useful work, the share of what the device does
+//! when it only multiplies, and memory beyond the inputs.
+//!
+//! `cargo bench --features cuda --bench cuda_contrast`. Positives by label, with 1,000 labels. Useful work is 2·B·N·D operations for the
+//! loss, twice that with the queries' gradient, four times with the keys'; f32 is multiplied as three products of
+//! its parts, which do not count. With `candle-cuda` the same loss in Candle's own ops runs beside, with its matrices, and the
+//! product alone, to which the share refers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+#[path = "device/mod.rs"]
+mod device;
+
+use std::time::Duration;
+
+use consonance::cuda::contrast::{Pairs, Problem, Rule, key_gradients, losses};
+use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Result, Words, segments};
+use consonance_cpu::contrast::Options;
+use consonance_testkit::data;
+use consonance_testkit::device::{device_or_skip, shapes_are_small};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use device::{Metered, OP, median, percent, rows};
+
+const LABELS: u32 = 1000;
+const TAU: f32 = 0.07;
+
+/// Queries, keys, dimensions.
+const SHAPES: [[usize; 3]; 6] = [
+    [8192, 65_536, 128],
+    [8192, 65_536, 256],
+    [8192, 65_536, 512],
+    [8192, 65_536, 768],
+    [8192, 1_000_000, 512],
+    [65_536, 65_536, 256],
+];
+
+/// What is computed, and how often 2·B·N·D operations are of use for it.
+#[derive(Clone, Copy, PartialEq)]
+enum Pass {
+    Loss,
+    Queries,
+    Keys,
+}
+
+impl Pass {
+    const ALL: [(Self, &'static str, f64); 3] =
+        [(Self::Loss, "loss", 1.0), (Self::Queries, "queries", 2.0), (Self::Keys, "queries and keys", 4.0)];
+}
+
+fn run(executor: &dyn Executor, problem: &Problem<'_>, upstream: Words<'_>, pass: Pass) -> Result<()> {
+    let found = losses(executor, problem, pass != Pass::Loss)?;
+    if pass == Pass::Keys {
+        drop(key_gradients(executor, problem, &found, upstream)?);
+    }
+    Ok(())
+}
+
+fn bench(criterion: &mut Criterion) {
+    let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
+    #[cfg(feature = "candle-cuda")]
+    let multiplying = unfused();
+    #[cfg(not(feature = "candle-cuda"))]
+    let multiplying: Option<f64> = None;
+    println!("\n| contrast | ms | TFLOP/s | of multiplying | MiB beyond inputs |\n|---|---:|---:|---:|---:|");
+    for [b, n, dim] in SHAPES {
+        let (b, n) = if shapes_are_small() { (b.min(128), n.min(2048)) } else { (b, n) };
+        for dtype in [DType::BF16, DType::F32] {
+            // Normal rows over √D are nearly unit vectors; the temperature takes the rest.
+            let (left, right) = (rows(&executor, dtype, b, dim, 1), rows(&executor, dtype, n, dim, 2));
+            let upload = |words: &[u32]| executor.upload(OP, bytemuck::cast_slice(words)).unwrap();
+            let (query_labels, key_labels) =
+                (upload(&data::labels(b, LABELS, 3)), upload(&data::labels(n, LABELS, 4)));
+            let temperature = upload(&[(TAU * dim as f32).to_bits()]);
+            let ones = upload(&vec![1f32.to_bits(); b]);
+            let words = |memory, len| Words::new(OP, "words", memory, len).unwrap();
+            let order = segments::sort(&executor, words(&key_labels, n)).unwrap();
+            let problem = Problem {
+                queries: Matrix::new(OP, "queries", &left, dtype, 0, [b, dim, dim]).unwrap(),
+                keys: Matrix::new(OP, "keys", &right, dtype, 0, [n, dim, dim]).unwrap(),
+                temperatures: words(&temperature, 1),
+                pairs: Pairs::new(Rule::Labels {
+                    queries: words(&query_labels, b),
+                    keys: words(&key_labels, n),
+                    key_order: &order,
+                }),
+                options: Options::default(),
+            };
+            for (pass, of, useful) in Pass::ALL {
+                let metered = Metered::new(&executor);
+                run(&metered, &problem, words(&ones, b), pass).unwrap();
+                let once = || {
+                    let timed = executor.milliseconds(OP, || run(&executor, &problem, words(&ones, b), pass));
+                    f64::from(timed.unwrap())
+                };
+                let (ms, work) = (median(once), useful * 2.0 * (b * n) as f64 * dim as f64);
+                let tflops = work / ms / 1e9;
+                let name = format!("{}/{b}x{n}x{dim}/{of}", dtype.suffix());
+                let share = percent(multiplying.map(|most| tflops / most));
+                println!("| {name} | {ms:.3} | {tflops:.1} | {share} | {:.1} |", metered.mebibytes());
+                let mut group = criterion.benchmark_group("contrast-gpu");
+                group
+                    .sample_size(10)
+                    .measurement_time(Duration::from_secs(1))
+                    .warm_up_time(Duration::from_millis(300))
+                    .throughput(Throughput::Elements(work as u64));
+                group.bench_function(name.replace(' ', "-"), |bencher| {
+                    bencher.iter_custom(|rounds| {
+                        (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
+                    });
+                });
+                group.finish();
+            }
+        }
+    }
+}
+
+/// The same loss in Candle's ops, forward and backward for the queries, with all its matrices; and the product alone. Gives
+/// the most TFLOP/s of the product.
+#[cfg(feature = "candle-cuda")]
+fn unfused() -> Option<f64> {
+    use candle_core::{D, DType, Device, Tensor, Var};
+    let device = Device::new_cuda(0).unwrap();
+    let labels = |rows, seed| Tensor::new(&data::labels(rows, LABELS, seed)[..], &device).unwrap();
+    let timed = |run: &dyn Fn()| {
+        median(|| {
+            let start = std::time::Instant::now();
+            run();
+            device.synchronize().unwrap();
+            start.elapsed().as_secs_f64() * 1e3
+        })
+    };
+    let mut most = 0.0f64;
+    println!(
+        "\n| Candle's ops, bf16 | ms of the loss and the queries' gradient | ms of the product | TFLOP/s |"
+    );
+    println!("|---|---:|---:|---:|");
+    // Beyond these sizes its matrices do not fit.
+    for [b, n, dim] in SHAPES.into_iter().filter(|[b, n, _]| b * n <= 1 << 30 && !shapes_are_small()) {
+        let rows = |rows| {
+            let normal = Tensor::randn(0f32, 1., (rows, dim), &device).unwrap();
+            normal.to_dtype(DType::BF16).unwrap()
+        };
+        let (queries, keys) = (Var::from_tensor(&rows(b)).unwrap(), rows(n));
+        let (of_queries, of_keys) = (labels(b, 3).unsqueeze(1).unwrap(), labels(n, 4).unsqueeze(0).unwrap());
+        let positive = of_queries.broadcast_eq(&of_keys).unwrap().to_dtype(DType::F32).unwrap();
+        let weights =
+            positive.broadcast_div(&positive.sum_keepdim(1).unwrap().maximum(1f32).unwrap()).unwrap();
+        let product = || drop(queries.matmul(&keys.t().unwrap()).unwrap());
+        let loss = || {
+            let scores = queries.matmul(&keys.t().unwrap()).unwrap().to_dtype(DType::F32).unwrap();
+            let scores = (scores / f64::from(TAU * dim as f32)).unwrap();
+            let lse = scores.log_sum_exp(D::Minus1).unwrap();
+            let along = (&weights * scores).unwrap().sum(1).unwrap();
+            drop((lse - along).unwrap().mean_all().unwrap().backward().unwrap());
+        };
+        let (all, alone) = (timed(&loss), timed(&product));
+        let tflops = 2.0 * (b * n) as f64 * dim as f64 / alone / 1e9;
+        println!("| {b}x{n}x{dim} | {all:.3} | {alone:.3} | {tflops:.1} |");
+        most = most.max(tflops);
+    }
+    (most > 0.0).then_some(most)
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

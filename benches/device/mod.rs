@@ -1,0 +1,86 @@
+//! What the benches of a CUDA device share.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use consonance::cuda::{CudaExecutor, DType, Executor, Launch, Limits, Memory, Result};
+use consonance_testkit::data;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+pub(crate) const OP: &str = "bench";
+
+/// Standard normal rows in storage of a type.
+pub(crate) fn rows(executor: &CudaExecutor, dtype: DType, rows: usize, dim: usize, seed: u64) -> Memory {
+    let chunks: Vec<Vec<u8>> = (0..rows)
+        .into_par_iter()
+        .step_by(4096)
+        .map(|first| {
+            let values = data::normal(4096.min(rows - first), dim, seed + first as u64);
+            match dtype {
+                DType::F32 => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
+                DType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_ne_bytes()).collect(),
+                DType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_ne_bytes()).collect(),
+            }
+        })
+        .collect();
+    executor.upload(OP, &chunks.concat()).unwrap()
+}
+
+/// Adds up what is allocated.
+pub(crate) struct Metered<'a>(&'a CudaExecutor, AtomicUsize);
+
+impl<'a> Metered<'a> {
+    pub(crate) fn new(executor: &'a CudaExecutor) -> Self {
+        Self(executor, AtomicUsize::new(0))
+    }
+
+    /// MiB allocated so far.
+    pub(crate) fn mebibytes(&self) -> f64 {
+        self.1.load(Relaxed) as f64 / f64::from(1 << 20)
+    }
+
+    fn add(&self, memory: Result<Memory>) -> Result<Memory> {
+        self.1.fetch_add(memory.as_ref().map_or(0, Memory::bytes), Relaxed);
+        memory
+    }
+}
+
+// SAFETY: as the executor within.
+unsafe impl Executor for Metered<'_> {
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+
+    fn allocate(&self, op: &'static str, bytes: usize) -> Result<Memory> {
+        self.add(self.0.allocate(op, bytes))
+    }
+
+    fn scratch(&self, op: &'static str, bytes: usize) -> Result<Memory> {
+        self.add(self.0.scratch(op, bytes))
+    }
+
+    fn upload(&self, op: &'static str, bytes: &[u8]) -> Result<Memory> {
+        self.add(self.0.upload(op, bytes))
+    }
+
+    fn download(&self, op: &'static str, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
+        self.0.download(op, memory, bytes)
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.launch(launch) }
+    }
+}
+
+/// The middle of ten times of `once`, in milliseconds, after two that do not count.
+pub(crate) fn median(once: impl Fn() -> f64) -> f64 {
+    let mut times: Vec<f64> = (0..12).map(|_| once()).skip(2).collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// A share in percent.
+pub(crate) fn percent(share: Option<f64>) -> String {
+    share.map_or("–".to_owned(), |share| format!("{:.0} %", 100.0 * share))
+}
