@@ -17,8 +17,8 @@
 //! * A and 1/n_i: ε_A = ω n / n_i + (n + 12) u A, and relative ε_n = (n + 12) u + ω n / Σ w where n_i = Σ w, else 2 u.
 //! * Loss: A (ε_l + ε_s + (n + K + 16) u σ + 6 u (|lse| + σ)) + (ε_A + A ε_n) (|lse| + σ). Left out, as softplus has slope at most 1
 //!   and is at most |lse| + σ + 1: A (ε_l + ε_s + 8 u) + (ε_A + A ε_n) (|lse| + σ + 1) + (n + 20) u L.
-//! * p, relative: from the keys' pass 2^(s − lse), from the queries' e^s over its sum: ε_p = ε_s + ε_l + ε_r + 4 u (|lse| + σ) + 6 u σ
-//!   + 12 u. A coefficient c = A p − a, before it is rounded: ε_c = A p (ε_p + 8 u) + p (ε_A + A ε_n) + a (ε_n + 10 u) + ω / n_i.
+//! * p, relative: from the keys' pass 2^(s − lse), from the queries' e^s over its sum: ε_p = ε_s + ε_l + ε_r + 4 u (|lse| + σ) + 6 u σ +
+//!   12 u. A coefficient c = A p − a, before it is rounded: ε_c = A p (ε_p + 8 u) + p (ε_A + A ε_n) + a (ε_n + 10 u) + ω / n_i.
 //!   Left out, q = σ(lse − s) errs by ε_q = (ε_l + ε_s) / 4 + 10 u: a q of a positive by a (ε_q + q ε_n) + q ω / n_i, their sum A' by
 //!   A (ε_q + (n + 20) u + ε_n) + ω n / n_i, and the others are A' p.
 //! * Rounded to 16 bits: δ = 2⁻⁸ (bf16) or 2⁻¹¹ (f16) of |c|, with moments of A p; f32 leaves out 3.1 · 2⁻¹⁶. In units in which the
