@@ -17,10 +17,10 @@ __device__ __forceinline__ float unit_for(float largest) {
 // together; `rows` are keys and `columns` queries.
 template <class Shape, class Visit>
 __device__ __forceinline__ void each_weighted(const Contrast& p, const TileFacts& rows, const TileFacts& columns,
-                                              const uint32_t (&positive)[2], Visit&& visit) {
+                                              const Masks (&masks)[2], Visit&& visit) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        uint32_t mine = positive[half];
+        uint32_t mine = masks[half].positive();
         for (unsigned lanes = __ballot_sync(ALL_LANES, mine != 0); lanes != 0;
              lanes = __ballot_sync(ALL_LANES, mine != 0)) {
             const int leader = __ffs(static_cast<int>(lanes)) - 1;
@@ -93,54 +93,58 @@ struct KeyGradient {
         }
     }
 
-    // What a positive of weight 1 takes away from its coefficient.
-    __device__ __forceinline__ float target(float value, int column) const {
-        if (p.positives_left_out == 0) {
-            return shared.target[column];
+    // Of a pair with this inner product; `weight` is that of a positive, else 0.
+    __device__ __forceinline__ float coefficient(float value, int half, int column, bool is_open, float weight) const {
+        const float along = value * shared.scale[column];
+        // −∞ − (−∞) only where the mass is 0: an empty denominator.
+        const float score = along + shared.bias[Shape::row_of(half)] - shared.log_sum_exp[column];
+        const float mass = shared.mass[column];
+        const float of_softmax = is_open && mass != 0.0f ? ptx::exp2_fast(score) : 0.0f;
+        float target = weight * shared.target[column];
+        if (p.positives_left_out != 0) {
+            target *= margin_of((shared.log_sum_exp[column] - along) * LN_2).sigmoid;
         }
-        const float margin = shared.log_sum_exp[column] - value * shared.scale[column];
-        return shared.target[column] * margin_of(margin * LN_2).sigmoid;
+        return fmaf(mass, of_softmax, -target);
     }
 
     __device__ __forceinline__ void take(const typename Shape::Products& products, const Coefficients<T>& coefficients,
                                          ValueSums&) {
-        float tile[2][Shape::ELEMENTS];
-        uint32_t positive[2];
-        const bool weighted = p.weights != 0 || p.affinity != AFFINITY_NONE;
+        // Of positives in this thread's elements; 0 of other pairs.
+        float weight[2][Shape::ELEMENTS];
+        Masks masks[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const Masks masks = masks_of<true, Shape>(p, shared.keys, shared.queries, half);
-            positive[half] = p.by_moments != 0 ? 0 : masks.positive;
-            const uint32_t open = p.positives_left_out != 0 ? masks.open & ~masks.positive : masks.open;
+            masks[half] = masks_of<true, Shape>(p, shared.keys, shared.queries, half);
+            if (p.positives_left_out != 0) {
+                masks[half].close(masks[half].positive());
+            }
 #pragma unroll
             for (int i = 0; i < Shape::ELEMENTS; ++i) {
-                const int column = Shape::column_of(i);
-                const float value = products.get(i / 2, half * 2 + i % 2);
-                const float score = fmaf(value, shared.scale[column], shared.bias[Shape::row_of(half)]);
-                // −∞ − (−∞) only where the mass is 0: an empty denominator.
-                const bool adds = (open >> i & 1) != 0 && shared.mass[column] != 0.0f;
-                const float p_ij = adds ? ptx::exp2_fast(score - shared.log_sum_exp[column]) : 0.0f;
-                const bool subtracts = !weighted && (positive[half] >> i & 1) != 0;
-                tile[half][i] = fmaf(shared.mass[column], p_ij, subtracts ? -target(value, column) : 0.0f);
+                weight[half][i] = p.by_moments == 0 && masks[half].is_positive(i) ? 1.0f : 0.0f;
             }
         }
-        if (weighted) {
-            each_weighted<Shape>(p, shared.keys, shared.queries, positive, [&](int half, int place, float weight) {
+        if (p.weights != 0 || (p.affinity != AFFINITY_NONE && p.by_moments == 0)) {
+            each_weighted<Shape>(p, shared.keys, shared.queries, masks, [&](int half, int place, float its) {
 #pragma unroll
                 for (int i = 0; i < 2 * Shape::ELEMENTS; ++i) {
-                    const int at = i % Shape::ELEMENTS;
-                    if (i / Shape::ELEMENTS == half && at == place) {
-                        const float value = products.get(at / 2, half * 2 + at % 2);
-                        tile[i / Shape::ELEMENTS][at] -= weight * target(value, Shape::column_of(at));
-                    }
+                    float& mine = weight[i / Shape::ELEMENTS][i % Shape::ELEMENTS];
+                    mine = i == half * Shape::ELEMENTS + place ? its : mine;
                 }
             });
         }
 #pragma unroll
-        for (int i = 0; i < 2 * Shape::ELEMENTS; i += 2) {
-            const int half = i / Shape::ELEMENTS;
-            const int at = i % Shape::ELEMENTS;
-            coefficients.set(Shape::row_of(half), Shape::column_of(at), tile[half][at], tile[half][at + 1]);
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int i = 0; i < Shape::ELEMENTS; i += 2) {
+                float tile[2];
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    const float value = products.get(i / 2, half * 2 + k);
+                    tile[k] = coefficient(value, half, Shape::column_of(i + k), masks[half].is_open(i + k),
+                                          weight[half][i + k]);
+                }
+                coefficients.set(Shape::row_of(half), Shape::column_of(i), tile[0], tile[1]);
+            }
         }
     }
 };

@@ -69,23 +69,28 @@ struct TileFacts {
     }
 };
 
-// One bit for each element of a row that this thread has.
+// Two bits for each element of a row that this thread has: whether it is positive, and 16 bits higher whether it is open.
 struct Masks {
-    uint32_t positive;
-    uint32_t open;
+    uint32_t bits;
+
+    __device__ __forceinline__ bool is_positive(int i) const { return (bits >> i & 1) != 0; }
+    __device__ __forceinline__ bool is_open(int i) const { return (bits >> (16 + i) & 1) != 0; }
+    __device__ __forceinline__ uint32_t positive() const { return bits & 0xffff; }
+    // Takes elements out of the denominator.
+    __device__ __forceinline__ void close(uint32_t elements) { bits &= ~(elements << 16); }
 };
 
 // ROWS_ARE_KEYS: the tile's rows are keys and its columns queries.
 template <bool ROWS_ARE_KEYS, class Shape>
 __device__ __forceinline__ Masks masks_of(const Contrast& p, const TileFacts& rows, const TileFacts& columns, int half) {
+    static_assert(Shape::ELEMENTS <= 16, "a mask has two bits for each");
     const Facts row = rows.get(Shape::row_of(half));
-    Masks masks{0, 0};
+    Masks masks{0};
 #pragma unroll 1
     for (int i = 0; i < Shape::ELEMENTS; ++i) {
         const Facts column = columns.get(static_cast<uint32_t>(Shape::column_of(i)));
         const Pairing pairing = ROWS_ARE_KEYS ? pairing_of(p, column, row) : pairing_of(p, row, column);
-        masks.positive |= pairing.is_positive ? 1u << i : 0u;
-        masks.open |= pairing.is_open ? 1u << i : 0u;
+        masks.bits |= (pairing.is_positive ? 1u << i : 0u) | (pairing.is_open ? 1u << (16 + i) : 0u);
     }
     return masks;
 }
@@ -127,10 +132,9 @@ struct RowSums {
         }
     }
 
-    __device__ __forceinline__ float score(const typename Shape::Products& products, uint32_t open, int half,
-                                           int i) const {
+    __device__ __forceinline__ float score(const typename Shape::Products& products, Masks masks, int half, int i) const {
         const float value = products.get(i / 2, half * 2 + i % 2);
-        return (open >> i & 1) != 0 ? fmaf(value, shared.scale[Shape::row_of(half)], shared.bias[Shape::column_of(i)]) : -INFINITY;
+        return masks.is_open(i) ? fmaf(value, shared.scale[Shape::row_of(half)], shared.bias[Shape::column_of(i)]) : -INFINITY;
     }
 
     // The same number in all threads that have a part of the row.
@@ -162,12 +166,13 @@ struct RowSums {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             masks[half] = masks_of<false, Shape>(p, shared.queries, shared.keys, half);
-            masks[half].open &= p.positives_left_out != 0 ? ~masks[half].positive : ALL_LANES;
-            masks[half].positive = p.by_moments != 0 ? 0 : masks[half].positive;
+            if (p.positives_left_out != 0) {
+                masks[half].close(masks[half].positive());
+            }
             largest[half] = row[half].largest;
 #pragma unroll
             for (int i = 0; i < Shape::ELEMENTS; ++i) {
-                largest[half] = fmaxf(largest[half], score(products, masks[half].open, half, i));
+                largest[half] = fmaxf(largest[half], score(products, masks[half], half, i));
             }
         }
         share_maxima(largest);
@@ -192,9 +197,9 @@ struct RowSums {
                 float tile[2];
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
-                    const float e = ptx::exp2_fast(score(products, masks[half].open, half, i + k) - from);
+                    const float e = ptx::exp2_fast(score(products, masks[half], half, i + k) - from);
                     sum += e;
-                    tile[k] = (masks[half].positive >> (i + k) & 1) != 0 ? 0.0f : e;
+                    tile[k] = p.by_moments == 0 && masks[half].is_positive(i + k) ? 0.0f : e;
                     along = fmaf(tile[k], products.get(i / 2, half * 2 + k), along);
                 }
                 coefficients.set(Shape::row_of(half), Shape::column_of(i), tile[0] * COEFFICIENT_UNIT,

@@ -249,10 +249,15 @@ const CONTRAST: Family = (
         fault(
             "positives stay in a denominator that they left",
             "include/softmax.cuh",
-            "p.positives_left_out != 0 ? ~masks[half].positive : ALL_LANES",
-            "p.positives_left_out != 0 ? ALL_LANES : ALL_LANES",
+            "if (p.positives_left_out != 0) {",
+            "if (p.positives_left_out == 2) {",
         ),
-        fault("positives are summed twice", "include/softmax.cuh", "!= 0 ? 0.0f : e;", "!= 0 ? e : e;"),
+        fault(
+            "positives are summed twice",
+            "include/softmax.cuh",
+            "is_positive(i + k) ? 0.0f : e;",
+            "is_positive(i + k) ? e : e;",
+        ),
         fault(
             "a margin has the wrong sign",
             "include/softmax.cuh",
@@ -263,8 +268,8 @@ const CONTRAST: Family = (
         fault(
             "weights of positives are halved in the gradient",
             "include/gradient.cuh",
-            "-= weight * target(",
-            "-= 0.5f * weight * target(",
+            "+ place ? its : mine",
+            "+ place ? 0.5f * its : mine",
         ),
         fault(
             "coefficients change their places",
