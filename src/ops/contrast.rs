@@ -144,9 +144,9 @@ fn one_way(
     let op = match place {
         Some(place) => {
             let tensors = [&queries, &keys, &temperature];
-            Loss::Kernels(ByKernels::new(place, tensors, pairs, options, gradients)?)
+            Loss::Kernels(Box::new(ByKernels::new(place, tensors, pairs, options, gradients)?))
         }
-        None => Loss::Cpu(OnCpu::new([&queries, &keys, &temperature], pairs, options, gradients)?),
+        None => Loss::Cpu(Box::new(OnCpu::new([&queries, &keys, &temperature], pairs, options, gradients)?)),
     };
     let (log_sum_exp, anchors) = match &op {
         Loss::Cpu(loss) => {
@@ -170,8 +170,8 @@ fn learned(temperature: &Tensor) -> Result<Tensor> {
 /// The op: its result and all that the backward pass needs were computed before it is applied, so that errors keep
 /// their type and a query's gradient costs no second pass over the keys.
 enum Loss {
-    Cpu(OnCpu),
-    Kernels(ByKernels),
+    Cpu(Box<OnCpu>),
+    Kernels(Box<ByKernels>),
 }
 
 impl CustomOp3 for Loss {
