@@ -5,11 +5,14 @@
 
 use std::sync::LazyLock;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use consonance::cuda::{CudaExecutor, Executor, available};
-use consonance::{Error, NeighborsOptions, neighbors};
+use consonance::{
+    AffinityMap, ContrastOptions, NeighborsOptions, Normalizer, Pairs, Temperature, contrast, neighbors,
+};
 use consonance_testkit::data;
 use consonance_testkit::device::device_or_skip;
+use consonance_testkit::suite::between_backends;
 
 /// One for all tests: each new device of Candle compiles its kernels again.
 static DEVICE: LazyLock<Result<Device, String>> =
@@ -52,7 +55,7 @@ fn an_executor_on_candles_stream_sees_its_tensors() {
 }
 
 #[test]
-fn an_op_on_tensors_of_the_device_gives_the_cpus_result_or_says_that_it_cannot() {
+fn an_op_on_tensors_of_the_device_gives_the_cpus_result() {
     let Some(device) = device_or_skip(DEVICE.clone()) else { return };
     // Whole numbers: every sum is exact on either device.
     let on_cpu =
@@ -60,10 +63,55 @@ fn an_op_on_tensors_of_the_device_gives_the_cpus_result_or_says_that_it_cannot()
     let (queries, bank) = (on_cpu(5, 3), on_cpu(40, 4));
     let expected = neighbors(&queries, &bank, &NeighborsOptions::new(3)).unwrap();
     let moved = |x: &Tensor| x.to_device(&device).unwrap();
-    match neighbors(&moved(&queries), &moved(&bank), &NeighborsOptions::new(3)) {
-        Ok(found) => {
-            assert_eq!(found.indices.to_vec2::<u32>().unwrap(), expected.indices.to_vec2::<u32>().unwrap())
+    let found = neighbors(&moved(&queries), &moved(&bank), &NeighborsOptions::new(3)).unwrap();
+    assert_eq!(found.indices.to_vec2::<u32>().unwrap(), expected.indices.to_vec2::<u32>().unwrap());
+}
+
+#[test]
+fn a_loss_and_its_gradients_on_the_device_are_those_of_the_cpu() {
+    let Some(device) = device_or_skip(DEVICE.clone()) else { return };
+    let (b, n, dim, tau) = (40, 300, 48, 0.2);
+    let unit = |rows, seed, device: &Device| {
+        Tensor::from_vec(data::unit(rows, dim, seed), (rows, dim), device).unwrap()
+    };
+    let labels = |rows, seed, device: &Device| Tensor::new(&data::labels(rows, 9, seed)[..], device).unwrap();
+    let found = |device: &Device| {
+        let queries = Var::from_tensor(&unit(b, 1, device)).unwrap();
+        let keys = Var::from_tensor(&unit(n, 2, device)).unwrap();
+        let options = ContrastOptions { normalizer: Normalizer::WeightSum, ..ContrastOptions::default() };
+        let near = neighbors(&queries.detach(), &keys.detach(), &NeighborsOptions::new(5)).unwrap();
+        let old = (unit(b, 3, device), unit(n, 4, device));
+        let all = [
+            Pairs::labels(&labels(b, 5, device), &labels(n, 6, device)).affinity(
+                &old.0,
+                &old.1,
+                AffinityMap::Half,
+            ),
+            Pairs::neighbors(&near.indices, None),
+            Pairs::all().affinity(&old.0, &old.1, AffinityMap::Half),
+        ];
+        all.map(|pairs| {
+            let temperature = Temperature::Fixed(tau);
+            let loss =
+                contrast(queries.as_tensor(), keys.as_tensor(), &temperature, &pairs, &options).unwrap();
+            let grads = loss.loss.backward().unwrap();
+            let gradients = [&queries, &keys].map(|var| grads.get(var).unwrap().clone());
+            (loss.per_row, gradients)
+        })
+    };
+    let values = |tensor: &Tensor| {
+        let here = tensor.to_device(&Device::Cpu).unwrap().flatten_all().unwrap();
+        here.to_vec1::<f32>().unwrap()
+    };
+    let close = |got: &Tensor, expected: &Tensor, bound: f64| {
+        for (got, expected) in values(got).into_iter().zip(values(expected)) {
+            assert!(f64::from((got - expected).abs()) <= bound, "{got} and {expected}, bound {bound:e}");
         }
-        Err(error) => assert!(matches!(error, Error::Device { .. }), "{error}"),
+    };
+    let bound = between_backends([n, dim, dim], tau, Some(AffinityMap::Half));
+    for (got, expected) in found(&device).iter().zip(&found(&Device::Cpu)) {
+        close(&got.0, &expected.0, bound.loss);
+        close(&got.1[0], &expected.1[0], bound.gradient / b as f64);
+        close(&got.1[1], &expected.1[1], bound.gradient);
     }
 }
