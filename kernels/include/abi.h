@@ -331,3 +331,90 @@ struct ContrastMoments {
     uint32_t applied_dim;
     uint32_t subtracts;
 };
+
+// Columns of a tile of listed rows at most; bytes of a tile as far as one row fits; dimensions that a thread sums in the
+// narrow and in the wide kernels, each times TILE_THREADS.
+constexpr uint32_t GATHERED_ROWS = 32;
+constexpr uint32_t GATHERED_TILE_BYTES = 16384;
+constexpr uint32_t NARROW_DIMS = 4;
+constexpr uint32_t WIDE_DIMS = 32;
+// Bytes of what one split of the columns knows of a row.
+constexpr uint32_t GATHERED_PARTIAL_BYTES = 24;
+// Words of the status: the least bad query, bank row, teacher query, row of the teacher's bank, temperature, weights,
+// list of indices and row of results, and the number of rows that count.
+constexpr uint32_t GATHERED_STATUS = 9;
+
+// gathered_contrast_*, gathered_divergence_*, gathered_losses_*, gathered_divergences: every query against the bank rows
+// that it lists.
+struct Gathered {
+    // Matrices [rows, dim] with rows `stride` elements apart; the teacher's are there for divergences.
+    uint64_t queries;
+    uint64_t bank;
+    uint64_t teacher_queries;
+    uint64_t teacher_bank;
+    uint64_t query_stride;
+    uint64_t bank_stride;
+    uint64_t teacher_query_stride;
+    uint64_t teacher_bank_stride;
+    // u32 [queries, columns]: rows of the banks; NONE is padding.
+    uint64_t indices;
+    // f32 [queries, columns]: positive above 0; without, the first `positives` columns are positives of weight 1.
+    uint64_t weights;
+    // f32 [queries], or one for all.
+    uint64_t temperatures;
+    // [queries, splits] of GATHERED_PARTIAL_BYTES; f32 [queries, splits, 2, dim], or 0 when no gradient is asked for.
+    uint64_t partials;
+    uint64_t partial_gradients;
+    // f32 [queries]; what weights are multiplied by to be targets is 0 for rows that do not count.
+    uint64_t losses;
+    uint64_t log_sum_exp;
+    uint64_t inverse_normalizer;
+    // f32 [queries, dim] and [queries]: of each row's own loss.
+    uint64_t query_gradient;
+    uint64_t temperature_gradient;
+    // u32 [GATHERED_STATUS].
+    uint64_t status;
+    uint32_t query_count;
+    uint32_t bank_count;
+    uint32_t columns;
+    uint32_t dim;
+    uint32_t teacher_dim;
+    uint32_t positives;
+    // 1 when every query has its own temperature.
+    uint32_t own_temperatures;
+    // 1 when weights are divided by their sum, 0 by their number.
+    uint32_t by_weight;
+    uint32_t splits;
+    // Columns of a tile, parts of a row that are multiplied apart, and lanes that share a part.
+    uint32_t tile_rows;
+    uint32_t parts;
+    uint32_t lanes;
+    // An f32, bit for bit: what divides scores of divergences once more.
+    uint32_t softening;
+    uint32_t reserved;
+};
+
+// Words of the status of an update: the least bad position of an index, of a row and of a sum without a direction, and
+// the least bad row of the bank.
+constexpr uint32_t UPDATE_STATUS = 4;
+
+// gathered_update_*: rows of a bank move towards new ones, and back to norm 1.
+struct GatheredUpdate {
+    // [bank_count, dim] and [rows, dim].
+    uint64_t bank;
+    uint64_t rows;
+    uint64_t bank_stride;
+    uint64_t row_stride;
+    // u32 [rows]: rows of the bank; NONE is skipped.
+    uint64_t indices;
+    // u32 [UPDATE_STATUS].
+    uint64_t status;
+    uint32_t bank_count;
+    uint32_t row_count;
+    uint32_t dim;
+    // f32, bit for bit: the shares of the old row and of the new one.
+    uint32_t old_share;
+    uint32_t new_share;
+    // 0 to check alone; 1 to write, unless a check has found something.
+    uint32_t write;
+};

@@ -44,3 +44,10 @@ __device__ __forceinline__ void widen_chunk(float (&values)[CHUNK<T>], uint4 chu
         values[2 * i + 1] = to_f32(T{static_cast<uint16_t>(words[i] >> 16)});
     }
 }
+
+// An f32 as it is stored, rounded to the nearest with ties to even.
+__device__ __forceinline__ void store_rounded(float* to, float value) { *to = value; }
+__device__ __forceinline__ void store_rounded(f16* to, float value) { to->bits = ptx::f32_to_f16(value); }
+__device__ __forceinline__ void store_rounded(bf16* to, float value) {
+    to->bits = static_cast<uint16_t>(ptx::f32_to_bf16_pair(value, 0.0f));
+}
