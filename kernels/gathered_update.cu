@@ -72,9 +72,6 @@ __device__ __forceinline__ void update(const GatheredUpdate& p) {
     T* const bank = output<T>(p.bank) + index * p.bank_stride;
     const float old_share = __uint_as_float(p.old_share);
     const float new_share = __uint_as_float(p.new_share);
-    for (uint32_t d = threadIdx.x; d < p.dim; d += TILE_THREADS) {
-        row[d] = bank[d];
-    }
     for (uint32_t first = 0; first < p.row_count; first += TILE_THREADS) {
         const uint32_t other = first + threadIdx.x;
         const uint32_t mine = __ballot_sync(ALL_LANES, other < p.row_count && indices[other] == index);
@@ -87,6 +84,12 @@ __device__ __forceinline__ void update(const GatheredUpdate& p) {
                 const uint32_t at = first + warp * 32 + static_cast<uint32_t>(__ffs(static_cast<int>(left))) - 1;
                 if (at < position) {
                     return;
+                }
+                if (at == position) {
+                    // Only the owner reads the row that it writes.
+                    for (uint32_t d = threadIdx.x; d < p.dim; d += TILE_THREADS) {
+                        row[d] = bank[d];
+                    }
                 }
                 const T* const from = array<T>(p.rows) + at * p.row_stride;
                 float squares = 0.0f;

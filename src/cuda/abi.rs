@@ -71,6 +71,21 @@ pub const RULE_BITS: usize = 3;
 /// Every key.
 pub const RULE_ALL: usize = 4;
 
+/// Columns of a tile of listed rows at most.
+pub const GATHERED_ROWS: usize = 32;
+/// Bytes of a tile of listed rows, as far as one row fits.
+pub const GATHERED_TILE_BYTES: usize = 16_384;
+/// Dimensions that a thread of a narrow kernel sums.
+pub const NARROW_DIMS: usize = 4;
+/// Dimensions that a thread of a wide kernel sums.
+pub const WIDE_DIMS: usize = 32;
+/// Bytes of what one split of the columns knows of a row.
+pub const GATHERED_PARTIAL_BYTES: usize = 24;
+/// Words of the status of a loss over lists.
+pub const GATHERED_STATUS: usize = 9;
+/// Words of the status of an update.
+pub const UPDATE_STATUS: usize = 4;
+
 /// A metric's number.
 pub(super) fn metric(metric: Metric) -> u32 {
     match metric {
@@ -299,5 +314,56 @@ params! {
         applied_stride: u32,
         applied_dim: u32,
         subtracts: u32,
+    }
+    /// `gathered_contrast_*`, `gathered_divergence_*`, `gathered_losses_*`, `gathered_divergences`.
+    Gathered {
+        queries: u64,
+        bank: u64,
+        teacher_queries: u64,
+        teacher_bank: u64,
+        query_stride: u64,
+        bank_stride: u64,
+        teacher_query_stride: u64,
+        teacher_bank_stride: u64,
+        indices: u64,
+        weights: u64,
+        temperatures: u64,
+        partials: u64,
+        partial_gradients: u64,
+        losses: u64,
+        log_sum_exp: u64,
+        inverse_normalizer: u64,
+        query_gradient: u64,
+        temperature_gradient: u64,
+        status: u64,
+        query_count: u32,
+        bank_count: u32,
+        columns: u32,
+        dim: u32,
+        teacher_dim: u32,
+        positives: u32,
+        own_temperatures: u32,
+        by_weight: u32,
+        splits: u32,
+        tile_rows: u32,
+        parts: u32,
+        lanes: u32,
+        softening: u32,
+        reserved: u32,
+    }
+    /// `gathered_update_*`.
+    GatheredUpdate {
+        bank: u64,
+        rows: u64,
+        bank_stride: u64,
+        row_stride: u64,
+        indices: u64,
+        status: u64,
+        bank_count: u32,
+        row_count: u32,
+        dim: u32,
+        old_share: u32,
+        new_share: u32,
+        write: u32,
     }
 }

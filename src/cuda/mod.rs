@@ -10,6 +10,7 @@ pub mod contrast;
 mod driver;
 mod error;
 mod executor;
+pub mod gathered;
 pub mod neighbors;
 pub mod ranking;
 mod rows;

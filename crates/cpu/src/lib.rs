@@ -13,6 +13,7 @@ pub mod contrast;
 pub mod credibility;
 pub mod discrimination;
 mod error;
+pub mod gathered;
 pub mod neighbors;
 pub mod ranking;
 pub mod rows;

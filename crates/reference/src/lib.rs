@@ -6,6 +6,7 @@ pub mod contrast;
 pub mod credibility;
 pub mod discrimination;
 pub mod divergence;
+pub mod gathered;
 pub mod neighbors;
 pub mod ranking;
 pub mod soft_assignment;

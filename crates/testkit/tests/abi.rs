@@ -89,6 +89,13 @@ fn the_constants_agree() {
         ("RULE_LISTS", abi::RULE_LISTS),
         ("RULE_BITS", abi::RULE_BITS),
         ("RULE_ALL", abi::RULE_ALL),
+        ("GATHERED_ROWS", abi::GATHERED_ROWS),
+        ("GATHERED_TILE_BYTES", abi::GATHERED_TILE_BYTES),
+        ("NARROW_DIMS", abi::NARROW_DIMS),
+        ("WIDE_DIMS", abi::WIDE_DIMS),
+        ("GATHERED_PARTIAL_BYTES", abi::GATHERED_PARTIAL_BYTES),
+        ("GATHERED_STATUS", abi::GATHERED_STATUS),
+        ("UPDATE_STATUS", abi::UPDATE_STATUS),
     ] {
         assert_eq!(value(name), ours, "{name}");
     }
