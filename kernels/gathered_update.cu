@@ -37,8 +37,11 @@ __device__ __forceinline__ float sum_of_block(float value, float* of_warps) {
 
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) < INFINITY; }
 
+// Of the two runs the first reports: the second reads the status.
 __device__ __forceinline__ void report(const GatheredUpdate& p, Word word, uint32_t row) {
-    atomicMin(output<uint32_t>(p.status) + word, row);
+    if (p.write == 0) {
+        atomicMin(output<uint32_t>(p.status) + word, row);
+    }
 }
 
 // One block a position. The first position of an index owns its row of the bank, and applies all positions of it.

@@ -1,6 +1,7 @@
 //! The momentum update of bank rows.
 
 use consonance_cpu::Error as Bad;
+use consonance_cpu::gathered::without_direction;
 
 use crate::cuda::abi::{self, TILE_THREADS, UPDATE_STATUS};
 use crate::cuda::executor::launch;
@@ -22,7 +23,7 @@ impl Update {
     /// Waits for the update and says whether it was made: on an error the bank is as it was.
     ///
     /// # Errors
-    /// [`Error::Argument`] for the first position whose index is beyond the bank or whose sum has no direction,
+    /// [`Error::Argument`] for the first position whose index is beyond the bank or whose sum is zero,
     /// [`Error::Row`] for a row that is not finite or too large, and errors of the driver.
     pub fn check(&self, executor: &dyn Executor) -> Result<()> {
         let mut words = [0u32; UPDATE_STATUS];
@@ -39,7 +40,7 @@ impl Update {
             }
         }
         if directions != u32::MAX {
-            return Err(Bad::ZeroNorm { op: OP, argument: "rows", row: directions as usize }.into());
+            return Err(without_direction(directions as usize).into());
         }
         Ok(())
     }

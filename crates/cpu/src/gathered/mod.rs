@@ -18,7 +18,7 @@ mod update;
 
 pub use divergence::{Divergence, divergence};
 pub use rows::contrast;
-pub use update::{RowsMut, update_rows};
+pub use update::{RowsMut, update_rows, without_direction};
 
 use rayon::prelude::*;
 

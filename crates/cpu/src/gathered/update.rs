@@ -46,14 +46,20 @@ impl RowsMut<'_> {
     }
 }
 
+/// The error of a position whose sum with its bank row is zero.
+pub fn without_direction(position: usize) -> Error {
+    let got = format!("row {position}, whose sum with its bank row is zero");
+    Error::range(OP, "rows", got, "a sum with a direction")
+}
+
 /// Moves bank rows towards new ones: for every position b, in order, bank row j = `indices[b]` becomes z/|z| with
 /// z = m · bank row + (1 − m) · `rows[b]`, in `f32`, rounded once to the bank's type. Padding ([`PADDING`]) is skipped; an
 /// index that repeats is updated as often. `bank` is `[bank_rows, D]`, dense; `rows` `[B, D]`; m is `momentum`.
 ///
 /// # Errors
 /// [`Error::Shape`] and [`Error::Empty`] for shapes that disagree; [`Error::Range`] for a momentum outside `0..=1`, an
-/// index beyond the bank, and rows so large that their norm leaves `f32`; [`Error::NotFinite`]; [`Error::ZeroNorm`] for a
-/// position whose z has no direction. On an error the bank is unchanged.
+/// index beyond the bank, and a position whose z is zero; [`Error::NotFinite`], also for rows so large that a norm leaves
+/// `f32`. On an error the bank is unchanged.
 pub fn update_rows(
     mut bank: RowsMut<'_>,
     bank_rows: usize,
@@ -95,7 +101,7 @@ pub fn update_rows(
             }
             let squares: f32 = row.iter().fold(0.0, |sum, z| z.mul_add(*z, sum));
             if squares == 0.0 {
-                return Err(Error::ZeroNorm { op: OP, argument: "rows", row: *position });
+                return Err(without_direction(*position));
             }
             if !squares.is_finite() {
                 let row = *index as usize;

@@ -5,7 +5,10 @@ use consonance::cuda::{Bytes, Executor, Matrix, Memory, Result, Words, ranking, 
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
-use super::{Backend, ContrastCase, ContrastFound, Gradients, NeighborsCase, RankingCase, Sides};
+use super::{
+    Backend, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, RankingCase,
+    Sides, UpdateCase, Updated,
+};
 use crate::stored::Stored;
 
 const OP: &str = "test";
@@ -146,5 +149,13 @@ impl<E: Executor> Backend for OnDevice<E> {
 
     fn contrast(&self, case: &ContrastCase) -> std::result::Result<ContrastFound, String> {
         self.contrast_of(case).map_err(|error| error.to_string())
+    }
+
+    fn gathered(&self, case: &GatheredCase, gradients: bool) -> std::result::Result<GatheredFound, String> {
+        self.gathered_of(case, gradients).map_err(|error| error.to_string())
+    }
+
+    fn update_rows(&self, case: &UpdateCase) -> std::result::Result<Updated, String> {
+        self.updated(case).map_err(|error| error.to_string())
     }
 }

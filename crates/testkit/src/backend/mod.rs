@@ -2,6 +2,7 @@
 
 mod contrast;
 mod device;
+mod gathered;
 mod guarded;
 mod recorded;
 mod simt;
@@ -13,6 +14,7 @@ use crate::stored::Stored;
 
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
 pub use device::OnDevice;
+pub use gathered::{GatheredCase, GatheredFound, GatheredLoss, GatheredPositives, UpdateCase, Updated};
 pub use guarded::Guarded;
 pub use recorded::Recorded;
 pub use simt::{Simt, kernel_folder, kernel_sources};
@@ -135,6 +137,18 @@ pub trait Backend {
     /// # Errors
     /// What the backend says.
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String>;
+
+    /// The losses over lists of bank rows, with or without gradients.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String>;
+
+    /// A bank after an update of its rows.
+    ///
+    /// # Errors
+    /// What the backend says when there is no bank to give back.
+    fn update_rows(&self, case: &UpdateCase) -> Result<Updated, String>;
 }
 
 impl<B: Backend + ?Sized> Backend for &B {
@@ -161,6 +175,14 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
         (**self).contrast(case)
+    }
+
+    fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String> {
+        (**self).gathered(case, gradients)
+    }
+
+    fn update_rows(&self, case: &UpdateCase) -> Result<Updated, String> {
+        (**self).update_rows(case)
     }
 }
 
@@ -221,5 +243,13 @@ impl Backend for Cpu {
 
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
         Self::contrast_of(case)
+    }
+
+    fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String> {
+        Self::gathered_of(case, gradients)
+    }
+
+    fn update_rows(&self, case: &UpdateCase) -> Result<Updated, String> {
+        Ok(Self::updated(case))
     }
 }

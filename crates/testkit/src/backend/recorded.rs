@@ -6,7 +6,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
-use super::{Backend, ContrastCase, ContrastFound, Gradients, NeighborsCase, RankingCase};
+use super::{
+    Backend, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, RankingCase,
+    UpdateCase, Updated,
+};
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
 /// digests are equal.
@@ -72,6 +75,21 @@ impl<B: Backend> Backend for Recorded<B> {
             self.add(floats);
         }
         found.counted.hash(&mut *self.digest.borrow_mut());
+        Ok(found)
+    }
+
+    fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String> {
+        let found = self.backend.gathered(case, gradients)?;
+        for floats in [&found.per_row, &found.log_sum_exp, &found.queries, &found.temperatures] {
+            self.add(floats);
+        }
+        found.counted.hash(&mut *self.digest.borrow_mut());
+        Ok(found)
+    }
+
+    fn update_rows(&self, case: &UpdateCase) -> Result<Updated, String> {
+        let found = self.backend.update_rows(case)?;
+        self.add(&found.0);
         Ok(found)
     }
 }

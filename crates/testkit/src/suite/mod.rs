@@ -7,6 +7,9 @@
 
 pub mod contrast;
 mod contrast_bound;
+pub mod gathered;
+mod gathered_bound;
+mod gathered_update;
 pub mod neighbors;
 pub mod ranking;
 
@@ -32,7 +35,8 @@ pub type Check = (&'static str, fn(&dyn crate::backend::Backend) -> Outcome);
 
 /// All checks of all families.
 pub fn all() -> impl Iterator<Item = Check> {
-    neighbors::CHECKS.iter().chain(ranking::CHECKS).chain(contrast::CHECKS).copied()
+    let families = [neighbors::CHECKS, ranking::CHECKS, contrast::CHECKS, gathered::CHECKS];
+    families.into_iter().flatten().copied()
 }
 
 /// Runs all checks and says what each found wrong.
