@@ -182,9 +182,8 @@ __device__ __forceinline__ void rows(const Gathered& p) {
         const uint32_t column = range.first + tile * p.tile_rows + lane;
         const uint32_t index = next_row(column - lane);
         const float positive = !DIVERGENCE && index != NONE ? weight_at(p, query, column) : 0.0f;
+        // A lane multiplies the chunks that it has copied itself, so its own wait is enough.
         ptx::copy_async_wait<GATHERED_STAGES - 2>();
-        // What a group multiplies, lanes of its own warp have copied.
-        __syncwarp();
         for (uint32_t task = group.number; task < tasks; task += group.count) {
             const uint32_t row = task & row_mask;
             const uint32_t part = task >> part_shift;

@@ -26,6 +26,10 @@ pub use ops::discrimination::{
     DiscriminationOptions, Divergence, discrimination_kl, discrimination_raw, discrimination_soft,
 };
 #[cfg(feature = "candle")]
+pub use ops::gathered::{
+    GatheredDivergence, GatheredPositives, gathered_contrast, gathered_divergence, update_rows,
+};
+#[cfg(feature = "candle")]
 pub use ops::neighbors::{MAX_K, Metric, NO_NEIGHBOR, Neighbors, NeighborsOptions, neighbors};
 #[cfg(feature = "candle")]
 pub use ops::place::with_kernels_on;

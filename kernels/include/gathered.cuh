@@ -3,7 +3,7 @@
 //
 // A tile has p.tile_rows columns of the list (a power of two, at most GATHERED_ROWS). Its rows lie in a stage one behind
 // the other, in chunks of 16 bytes with zeros behind a row's end; rows that are not there are zeros. The `lanes` of a
-// group share one part of one row: they copy it and multiply it, so that of the copies a warp waits for its own alone.
+// group share one part of one row, and each of them copies the chunks that it multiplies.
 #pragma once
 
 #include "pairs.cuh"

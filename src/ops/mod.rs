@@ -5,6 +5,7 @@ pub(crate) mod clusters;
 pub(crate) mod contrast;
 pub(crate) mod credibility;
 pub(crate) mod discrimination;
+pub(crate) mod gathered;
 pub(crate) mod neighbors;
 pub(crate) mod place;
 pub(crate) mod ranking;

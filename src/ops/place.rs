@@ -112,7 +112,7 @@ impl Place {
         };
         let shape = [tensor.dims()[0], tensor.dims()[1], stride];
         let (address, keep) = self.place(op, &tensor)?;
-        Ok(PlacedMatrix { address, dtype, shape, _keep: keep })
+        Ok(PlacedMatrix { address, dtype, shape, keep })
     }
 
     /// Labels or ids `[len]`, `u32`, or `i64` when every value fits; to check these waits for the device.
@@ -207,6 +207,24 @@ impl Place {
         }
     }
 
+    /// Makes what kernels have written to a placed matrix show in its tensor, which is contiguous: on a CUDA device it
+    /// does already.
+    ///
+    /// # Errors
+    /// Errors of the driver and of Candle.
+    pub(super) fn write_back(&self, op: &'static str, placed: &PlacedMatrix, to: &Tensor) -> Result<()> {
+        match (self, &placed.keep) {
+            (Self::Copied(executor), Keep::Memory(memory)) => {
+                let mut bytes = vec![0; to.elem_count() * to.dtype().size_in_bytes()];
+                executor.download(op, memory, &mut bytes)?;
+                let new = Tensor::from_raw_buffer(&bytes, to.dtype(), to.dims(), &Device::Cpu)?;
+                Ok(to.slice_set(&new, 0, 0)?)
+            }
+            #[cfg(feature = "candle-cuda")]
+            _ => Ok(()),
+        }
+    }
+
     /// The elements of a tensor of any shape, one behind the other.
     pub(super) fn vector(&self, op: &'static str, tensor: Tensor) -> Result<PlacedVector> {
         let tensor = tensor.force_contiguous()?;
@@ -259,7 +277,7 @@ impl Place {
 
 /// What keeps an address valid.
 enum Keep {
-    Memory(#[expect(dead_code, reason = "frees the memory when it is dropped")] Memory),
+    Memory(Memory),
     #[cfg(feature = "candle-cuda")]
     Tensor(#[expect(dead_code, reason = "frees the storage when it is dropped")] Tensor),
 }
@@ -269,7 +287,7 @@ pub(super) struct PlacedMatrix {
     address: u64,
     dtype: cuda::DType,
     shape: [usize; 3],
-    _keep: Keep,
+    keep: Keep,
 }
 
 impl PlacedMatrix {

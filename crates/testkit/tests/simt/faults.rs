@@ -1,5 +1,8 @@
 //! Deliberate faults in the kernels, each of which the suite must find: what it does not find, it does not check.
 
+#[path = "gathered_faults.rs"]
+mod gathered;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -383,7 +386,7 @@ fn the_suite_finds_every_planted_fault() {
     if skipped_without_compiler() {
         return;
     }
-    let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING, &CONTRAST]
+    let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED]
         .into_iter()
         .flat_map(|family| family.2.iter().map(move |f| (family, f)))
         .collect();

@@ -1,0 +1,104 @@
+//! Losses over lists of bank rows on a GPU, by its own clock: milliseconds and GB/s of listed rows, beside the rate at
+//! which the device copies, for both losses with and without the gradient of the queries, and the update of bank rows.
+//!
+//! `cargo bench --features cuda --bench cuda_gathered`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+use std::time::Duration;
+
+use consonance::cuda::gathered::{Lists, Loss, Positives, Teacher, losses, update_rows};
+use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Memory, Result, Words};
+use consonance_cpu::contrast::Normalizer;
+use consonance_testkit::data;
+use consonance_testkit::device::{device_or_skip, shapes_are_small};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use half::bf16;
+
+const OP: &str = "bench";
+
+/// Queries, bank rows, columns, dimensions: the memory bank of Yang et al. 2022 for ImageNet, and rows four and sixteen
+/// times as wide.
+const SHAPES: [[usize; 4]; 3] =
+    [[256, 1_281_167, 8194, 128], [256, 400_000, 8194, 512], [256, 100_000, 2049, 2048]];
+
+fn rows(executor: &CudaExecutor, dtype: DType, rows: usize, dim: usize, seed: u64) -> Memory {
+    let values = data::unit(rows, dim, seed);
+    let bytes: Vec<u8> = match dtype {
+        DType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_ne_bytes()).collect(),
+        _ => bytemuck::cast_slice(&values).to_vec(),
+    };
+    executor.upload(OP, &bytes).unwrap()
+}
+
+/// The median time of a call, in milliseconds.
+fn median(executor: &CudaExecutor, mut run: impl FnMut() -> Result<()>) -> f64 {
+    let mut once = || f64::from(executor.milliseconds(OP, &mut run).unwrap());
+    let mut times: Vec<f64> = (0..12).map(|_| once()).skip(2).collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn bench(criterion: &mut Criterion) {
+    let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
+    let copied = if shapes_are_small() { 1 << 20 } else { 1usize << 30 };
+    let ms = f64::from(executor.copy_milliseconds(OP, copied).unwrap());
+    // What a copy reads and writes; a loss only reads.
+    println!("| copy of {copied} bytes | {ms:.3} ms | {:.0} GB/s |", 2.0 * copied as f64 / ms / 1e6);
+    println!("|---|---:|---:|\n\n| loss | ms | GB/s of listed rows |\n|---|---:|---:|");
+    for [b, n, columns, dim] in SHAPES {
+        let (b, n, columns) =
+            if shapes_are_small() { (b.min(16), n.min(1000), columns.min(100)) } else { (b, n, columns) };
+        for dtype in [DType::BF16, DType::F32] {
+            let sides: Vec<Memory> = [(b, 1), (n, 2), (b, 3), (n, 4)]
+                .map(|(count, seed)| rows(&executor, dtype, count, dim, seed))
+                .into();
+            let matrix = |side: usize, rows| {
+                Matrix::new(OP, "rows", &sides[side], dtype, 0, [rows, dim, dim]).unwrap()
+            };
+            let words = |words: &[u32]| executor.upload(OP, bytemuck::cast_slice(words)).unwrap();
+            let list = words(&data::labels(b * columns, n as u32, 5));
+            let tau = words(&[0.07f32.to_bits()]);
+            let lists = Lists {
+                queries: matrix(0, b),
+                bank: matrix(1, n),
+                indices: Words::new(OP, "indices", &list, b * columns).unwrap(),
+                temperatures: Words::new(OP, "temperature", &tau, 1).unwrap(),
+            };
+            let contrast = Loss::Contrast { positives: Positives::First(1), normalizer: Normalizer::Count };
+            let teacher = Teacher { queries: matrix(2, b), bank: matrix(3, n), softening: 3.0 };
+            let bytes = (b * columns * dim * dtype.bytes()) as f64;
+            for (name, loss, sides) in
+                [("contrast", contrast, 1.0), ("divergence", Loss::Divergence(teacher), 2.0)]
+            {
+                for gradients in [false, true] {
+                    let run = || losses(&executor, &lists, &loss, gradients).map(drop);
+                    let ms = median(&executor, run);
+                    let with = if gradients { "with gradient" } else { "forward" };
+                    let name = format!("{name}, {with}/{}/{b}x{columns}of{n}x{dim}", dtype.suffix());
+                    println!("| {name} | {ms:.3} | {:.0} |", sides * bytes / ms / 1e6);
+                    let mut group = criterion.benchmark_group("gathered-gpu");
+                    group.sample_size(10).measurement_time(Duration::from_secs(1));
+                    group.throughput(Throughput::Bytes((sides * bytes) as u64));
+                    group.bench_function(name.replace(", ", "-").replace(' ', "-"), |bencher| {
+                        bencher.iter_custom(|rounds| {
+                            let once = || f64::from(executor.milliseconds(OP, run).unwrap());
+                            (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
+                        });
+                    });
+                    group.finish();
+                }
+            }
+            let slots = words(&data::labels(b, n as u32, 6));
+            let slots = Words::new(OP, "indices", &slots, b).unwrap();
+            let ms = median(&executor, || {
+                // SAFETY: the bank was uploaded for this bench.
+                unsafe { update_rows(&executor, &lists.bank, slots, &lists.queries, 0.5).map(drop) }
+            });
+            println!("| update of {b} rows/{}/{dim} | {ms:.3} | – |", dtype.suffix());
+        }
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
