@@ -9,31 +9,12 @@
 // Grid: one block a position. Traffic: the indices once a block, two rows read and one written a position.
 // Shared memory: one row, and a word a warp twice (update_shared_bytes in src/cuda/gathered/update.rs).
 #include "kernel.cuh"
-#include "pairs.cuh"
-#include "warp.cuh"
+#include "positions.cuh"
 
 namespace {
 
-constexpr uint32_t WARPS = TILE_THREADS / 32;
-
 // Words of the status.
 enum Word { INDICES, ROWS, DIRECTIONS, BANK };
-
-// The sum over all threads of the block, the same bits in every thread. All threads together.
-__device__ __forceinline__ float sum_of_block(float value, float* of_warps) {
-    value = sum_of_warp(value);
-    if (lane_index() == 0) {
-        of_warps[threadIdx.x / 32] = value;
-    }
-    __syncthreads();
-    float sum = 0.0f;
-    for (uint32_t warp = 0; warp < WARPS; ++warp) {
-        sum += of_warps[warp];
-    }
-    // All have read before the next sum is written.
-    __syncthreads();
-    return sum;
-}
 
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) < INFINITY; }
 
@@ -70,64 +51,49 @@ __device__ __forceinline__ void update(const GatheredUpdate& p) {
     }
     // The row as it is stored after each position, in the storage type; what warps know; which threads have a position.
     auto* const of_warps = reinterpret_cast<float*>(ptx::shared_memory());
-    auto* const votes = reinterpret_cast<uint32_t*>(of_warps + WARPS);
-    T* const row = reinterpret_cast<T*>(votes + WARPS);
+    auto* const votes = reinterpret_cast<uint32_t*>(of_warps + POSITION_WARPS);
+    T* const row = reinterpret_cast<T*>(votes + POSITION_WARPS);
     T* const bank = output<T>(p.bank) + index * p.bank_stride;
     const float old_share = __uint_as_float(p.old_share);
     const float new_share = __uint_as_float(p.new_share);
-    for (uint32_t first = 0; first < p.row_count; first += TILE_THREADS) {
-        const uint32_t other = first + threadIdx.x;
-        const uint32_t mine = __ballot_sync(ALL_LANES, other < p.row_count && indices[other] == index);
-        if (lane_index() == 0) {
-            votes[threadIdx.x / 32] = mine;
-        }
-        __syncthreads();
-        for (uint32_t warp = 0; warp < WARPS; ++warp) {
-            for (uint32_t left = votes[warp]; left != 0; left &= left - 1) {
-                const uint32_t at = first + warp * 32 + static_cast<uint32_t>(__ffs(static_cast<int>(left))) - 1;
-                if (at < position) {
-                    return;
-                }
-                if (at == position) {
-                    // Only the owner reads the row that it writes.
-                    for (uint32_t d = threadIdx.x; d < p.dim; d += TILE_THREADS) {
-                        row[d] = bank[d];
-                    }
-                }
-                const T* const from = array<T>(p.rows) + at * p.row_stride;
-                float squares = 0.0f;
-                float of_new = 0.0f;
-                for (uint32_t d = threadIdx.x; d < p.dim; d += TILE_THREADS) {
-                    const float value = to_f32(from[d]);
-                    const float sum = fmaf(old_share, to_f32(row[d]), new_share * value);
-                    squares = fmaf(sum, sum, squares);
-                    of_new = fmaf(value, value, of_new);
-                }
-                squares = sum_of_block(squares, of_warps);
-                of_new = sum_of_block(of_new, of_warps);
-                if (!(squares > 0.0f && is_finite(squares))) {
-                    if (threadIdx.x == 0) {
-                        if (!is_finite(of_new)) {
-                            report(p, ROWS, at);
-                        } else if (squares == 0.0f) {
-                            report(p, DIRECTIONS, at);
-                        } else {
-                            report(p, BANK, index);
-                        }
-                    }
-                    return;
-                }
-                const float norm = sqrtf(squares);
-                for (uint32_t d = threadIdx.x; d < p.dim; d += TILE_THREADS) {
-                    const float sum = fmaf(old_share, to_f32(row[d]), new_share * to_f32(from[d]));
-                    store_rounded(row + d, sum / norm);
-                }
+    const bool applied = each_position(indices, p.row_count, index, position, votes, [&](uint32_t at) {
+        if (at == position) {
+            // Only the owner reads the row that it writes.
+            for (uint32_t d = threadIdx.x; d < p.dim; d += TILE_THREADS) {
+                row[d] = bank[d];
             }
         }
-        // All have read the votes before the next ones are written.
-        __syncthreads();
-    }
-    if (p.write != 0) {
+        const T* const from = array<T>(p.rows) + at * p.row_stride;
+        float squares = 0.0f;
+        float of_new = 0.0f;
+        for (uint32_t d = threadIdx.x; d < p.dim; d += TILE_THREADS) {
+            const float value = to_f32(from[d]);
+            const float sum = fmaf(old_share, to_f32(row[d]), new_share * value);
+            squares = fmaf(sum, sum, squares);
+            of_new = fmaf(value, value, of_new);
+        }
+        squares = sum_of_block(squares, of_warps);
+        of_new = sum_of_block(of_new, of_warps);
+        if (!(squares > 0.0f && is_finite(squares))) {
+            if (threadIdx.x == 0) {
+                if (!is_finite(of_new)) {
+                    report(p, ROWS, at);
+                } else if (squares == 0.0f) {
+                    report(p, DIRECTIONS, at);
+                } else {
+                    report(p, BANK, index);
+                }
+            }
+            return false;
+        }
+        const float norm = sqrtf(squares);
+        for (uint32_t d = threadIdx.x; d < p.dim; d += TILE_THREADS) {
+            const float sum = fmaf(old_share, to_f32(row[d]), new_share * to_f32(from[d]));
+            store_rounded(row + d, sum / norm);
+        }
+        return true;
+    });
+    if (applied && p.write != 0) {
         for (uint32_t d = threadIdx.x; d < p.dim; d += TILE_THREADS) {
             bank[d] = row[d];
         }

@@ -15,7 +15,7 @@ mod ops;
 #[cfg(feature = "candle")]
 pub use error::{Error, Result};
 #[cfg(feature = "candle")]
-pub use ops::bank::{Bank, Entries};
+pub use ops::bank::{Bank, Entries, update_centers};
 #[cfg(feature = "candle")]
 pub use ops::contrast::{
     AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Products, Temperature,

@@ -3,8 +3,14 @@
 // A test or bench that cannot go on has to stop.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+#[path = "bank/kernels.rs"]
+mod kernels;
+
 use candle_core::{DType, Device, Tensor, Var};
-use consonance::{AffinityMap, Bank, ContrastOptions, Entries, Error, Pairs, Temperature, contrast};
+use consonance::{
+    AffinityMap, Bank, ContrastOptions, Entries, Error, Pairs, Temperature, contrast, update_centers,
+};
+use consonance_reference::bank as reference;
 use consonance_reference::bank::{Ring, Slot};
 use consonance_testkit::data;
 use proptest::prelude::*;
@@ -226,4 +232,72 @@ fn files_that_are_no_bank_are_refused() {
     assert!(reason(&path).contains("contradicts itself"), "{}", reason(&path));
     let missing = folder.path().join("no such folder").join("bank.safetensors");
     assert!(matches!(bank.save(&missing), Err(Error::Io { .. })));
+}
+
+#[test]
+fn centers_follow_the_means_of_their_classes_in_place() {
+    let (classes, rows, dim) = (6, 40, 9);
+    for dtype in [DType::F32, DType::BF16] {
+        for normalize in [true, false] {
+            let stored = |x: Tensor| x.to_dtype(dtype).unwrap();
+            let all = stored(matrix(&data::unit(classes + 3, dim, 1), classes + 3, dim));
+            let centers = all.narrow(0, 2, classes).unwrap();
+            let batch = matrix(&data::unit(rows, dim, 2), rows, dim);
+            let labels = data::labels(rows, 4, 3);
+            let wide = |x: &Tensor| -> Vec<f64> {
+                x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+            };
+            let mut expected = wide(&all);
+            let inner = &mut expected[2 * dim..(2 + classes) * dim];
+            let rounded = wide(&stored(batch.clone()));
+            reference::update_centers(inner, dim, &labels, &rounded, f64::from(0.9f32), normalize);
+            let labels = Tensor::new(labels, &DEVICE).unwrap().to_dtype(DType::I64).unwrap();
+            update_centers(&centers, &labels, &batch, 0.9, normalize).unwrap();
+            // Coarser than the bound of the suite, finer than any mistake.
+            let most = if dtype == DType::F32 { 1e-6 } else { 1e-2 };
+            for (got, expected) in wide(&all).iter().zip(expected) {
+                assert!((got - expected).abs() <= most, "{got}, expected {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn centers_that_cannot_be_updated_are_left_alone() {
+    let centers = matrix(&data::unit(3, 4, 1), 3, 4);
+    let before = centers.to_vec2::<f32>().unwrap();
+    let (rows, labels) = (matrix(&data::unit(2, 4, 2), 2, 4), Tensor::new(&[0u32, 2], &DEVICE).unwrap());
+    let text = |result: consonance::Result<()>| result.unwrap_err().to_string();
+    let opposite = centers.narrow(0, 2, 1).unwrap().neg().unwrap();
+    let cancelling = Tensor::cat(&[&rows.narrow(0, 0, 1).unwrap(), &opposite], 0).unwrap();
+    let beyond = Tensor::new(&[0u32, 3], &DEVICE).unwrap();
+    for (text, name) in [
+        (text(update_centers(&centers, &beyond, &rows, 0.5, true)), "`labels`"),
+        (text(update_centers(&centers, &labels, &(&rows / 0.0).unwrap(), 0.5, true)), "`rows`"),
+        (text(update_centers(&centers, &labels, &rows, -1.0, true)), "`momentum`"),
+        (text(update_centers(&centers, &labels, &cancelling, 0.5, true)), "class 2"),
+        (text(update_centers(&centers.t().unwrap(), &labels, &rows, 0.5, true)), "`centers`"),
+        (text(update_centers(&centers, &labels.narrow(0, 0, 1).unwrap(), &rows, 0.5, true)), "`labels`"),
+    ] {
+        assert!(text.starts_with("update_centers") && text.contains(name), "{text}");
+    }
+    let tracked = Var::from_tensor(&centers).unwrap();
+    let refused = update_centers(tracked.as_tensor(), &labels, &rows, 0.5, true);
+    assert!(matches!(refused, Err(Error::NotDifferentiable { .. })));
+    assert_eq!(centers.to_vec2::<f32>().unwrap(), before);
+}
+
+#[test]
+fn slots_of_a_memory_bank_are_updated_and_the_callers_memory_is_left_alone() {
+    let x = matrix(&[1.0, 0.0, 0.0, 1.0, 0.6, 0.8], 3, 2);
+    let mut bank = Bank::from_embeddings(&x, &Tensor::new(&[0u32, 1, 2], &DEVICE).unwrap()).unwrap();
+    bank.update(&Tensor::new(&[0u32], &DEVICE).unwrap(), &matrix(&[0.0, 1.0], 1, 2), 0.5).unwrap();
+    let half = 0.5f32.sqrt();
+    assert_eq!(bank.keys().to_vec2::<f32>().unwrap(), [[half, half], [0.0, 1.0], [0.6, 0.8]]);
+    assert_eq!(x.to_vec2::<f32>().unwrap(), [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]);
+    // Empty slots are none of its rows.
+    let mut bank = Bank::new(3, 2, DType::F32, &DEVICE).unwrap();
+    assert!(bank.update(&Tensor::new(&[0u32], &DEVICE).unwrap(), &matrix(&[0.0, 1.0], 1, 2), 0.5).is_err());
+    bank.push(&matrix(&[1.0, 0.0], 1, 2), &Tensor::new(&[0u32], &DEVICE).unwrap()).unwrap();
+    assert!(bank.update(&Tensor::new(&[1u32], &DEVICE).unwrap(), &matrix(&[0.0, 1.0], 1, 2), 0.5).is_err());
 }

@@ -418,3 +418,57 @@ struct GatheredUpdate {
     // 0 to check alone; 1 to write, unless a check has found something.
     uint32_t write;
 };
+
+// How floats are stored, where a kernel learns it at run time.
+constexpr uint32_t STORED_F32 = 0;
+constexpr uint32_t STORED_F16 = 1;
+constexpr uint32_t STORED_BF16 = 2;
+
+// bank_push_*: rows with their labels, ids and credibility into the slots of a ring.
+struct BankPush {
+    // What is pushed: [row_count, dim] of `row_type`, u32, u32 or 0 for NONE, u8 or 0 for 1.
+    uint64_t rows;
+    uint64_t row_labels;
+    uint64_t row_ids;
+    uint64_t row_credible;
+    uint64_t row_stride;
+    // The ring, dense: [capacity, dim], u32, u32, u8.
+    uint64_t keys;
+    uint64_t labels;
+    uint64_t ids;
+    uint64_t credible;
+    // The slot of the first row, rows and slots.
+    uint32_t start;
+    uint32_t row_count;
+    uint32_t capacity;
+    uint32_t dim;
+    uint32_t row_type;
+    uint32_t reserved;
+};
+
+// Words of the status of class centers: the least bad position of a label, of a row and the least bad class.
+constexpr uint32_t CENTERS_STATUS = 3;
+
+// bank_centers_*: centers move towards the means of the rows of their classes.
+struct BankCenters {
+    // [center_count, dim] and [row_count, dim].
+    uint64_t centers;
+    uint64_t rows;
+    uint64_t center_stride;
+    uint64_t row_stride;
+    // u32 [row_count]; NONE is skipped.
+    uint64_t labels;
+    // u32 [CENTERS_STATUS].
+    uint64_t status;
+    uint32_t center_count;
+    uint32_t row_count;
+    uint32_t dim;
+    // f32, bit for bit: the shares of the old center and of the mean.
+    uint32_t old_share;
+    uint32_t new_share;
+    // 1 when centers have norm 1.
+    uint32_t normalize;
+    // 0 to check alone; 1 to write, unless a check has found something.
+    uint32_t write;
+    uint32_t reserved;
+};

@@ -85,6 +85,14 @@ pub const GATHERED_PARTIAL_BYTES: usize = 24;
 pub const GATHERED_STATUS: usize = 9;
 /// Words of the status of an update.
 pub const UPDATE_STATUS: usize = 4;
+/// Words of the status of class centers.
+pub const CENTERS_STATUS: usize = 3;
+/// Rows stored as `f32`, where a kernel learns it at run time.
+pub const STORED_F32: usize = 0;
+/// Rows stored as `f16`.
+pub const STORED_F16: usize = 1;
+/// Rows stored as `bf16`.
+pub const STORED_BF16: usize = 2;
 
 /// A metric's number.
 pub(super) fn metric(metric: Metric) -> u32 {
@@ -365,5 +373,40 @@ params! {
         old_share: u32,
         new_share: u32,
         write: u32,
+    }
+    /// `bank_push_*`.
+    BankPush {
+        rows: u64,
+        row_labels: u64,
+        row_ids: u64,
+        row_credible: u64,
+        row_stride: u64,
+        keys: u64,
+        labels: u64,
+        ids: u64,
+        credible: u64,
+        start: u32,
+        row_count: u32,
+        capacity: u32,
+        dim: u32,
+        row_type: u32,
+        reserved: u32,
+    }
+    /// `bank_centers_*`.
+    BankCenters {
+        centers: u64,
+        rows: u64,
+        center_stride: u64,
+        row_stride: u64,
+        labels: u64,
+        status: u64,
+        center_count: u32,
+        row_count: u32,
+        dim: u32,
+        old_share: u32,
+        new_share: u32,
+        normalize: u32,
+        write: u32,
+        reserved: u32,
     }
 }

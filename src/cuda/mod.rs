@@ -5,6 +5,7 @@
 //! kernels on the CPU, so that validation, planning and the kernels themselves are proven without a GPU.
 
 pub mod abi;
+pub mod bank;
 pub mod contrast;
 #[cfg(feature = "cuda")]
 mod driver;

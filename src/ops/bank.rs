@@ -1,5 +1,8 @@
 //! A bank of keys that outlive the step: a ring buffer on the device.
 
+mod centers;
+mod kernels;
+
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -8,7 +11,10 @@ use safetensors::SafeTensors;
 
 use crate::{Error, Result};
 
+use super::place::Place;
 use super::view;
+
+pub use centers::update_centers;
 
 const OP: &str = "bank";
 const FORMAT: &str = "consonance-bank";
@@ -197,26 +203,49 @@ impl Bank {
         let take = |x: &Tensor| -> Result<Tensor> {
             Ok(x.detach().narrow(0, from, keep)?.to_device(&device)?.contiguous()?)
         };
-        let embeddings = take(entries.embeddings)?.to_dtype(self.keys.dtype())?;
+        let (embeddings, labels) = (take(entries.embeddings)?, take(entries.labels)?);
+        let (ids, credible) = (entries.ids.map(take).transpose()?, entries.credible.map(take).transpose()?);
+        let (ids, credible) = (ids.as_ref(), credible.as_ref());
+        let given = Entries { embeddings: &embeddings, labels: &labels, ids, credible };
+        let start = (self.head + from) % self.capacity();
+        let place = match &device {
+            // Without kernels, by Candle alone.
+            Device::Metal(_) => None,
+            _ => Place::of(OP, "bank", &self.keys)?,
+        };
+        match place {
+            Some(place) => {
+                if device.is_cpu() {
+                    check_finite("embeddings", &given.embeddings.to_dtype(self.keys.dtype())?)?;
+                }
+                self.own()?;
+                kernels::push(&place, self, start, &given)?;
+            }
+            None => self.copy(start, &given)?,
+        }
+        self.head = (self.head + rows) % self.capacity();
+        self.length = (self.length + rows).min(self.capacity());
+        Ok(())
+    }
+
+    /// Copies entries, at most as many as there are slots, into the slots from `start` on.
+    fn copy(&mut self, start: usize, entries: &Entries<'_>) -> Result<()> {
+        let (keep, device) = (entries.embeddings.dims()[0], self.keys.device().clone());
+        let embeddings = entries.embeddings.to_dtype(self.keys.dtype())?;
         check_finite("embeddings", &embeddings)?;
-        let labels = take(entries.labels)?;
         let ids = match entries.ids {
-            Some(ids) => take(ids)?,
+            Some(ids) => ids.clone(),
             None => Tensor::full(u32::MAX, keep, &device)?.contiguous()?,
         };
         let credible = match entries.credible {
-            Some(credible) => take(credible)?.ne(0u8)?,
+            Some(credible) => credible.ne(0u8)?,
             None => Tensor::ones(keep, DType::U8, &device)?,
         };
-        if self.borrowed {
-            self.keys = self.keys.force_contiguous()?;
-            self.borrowed = false;
-        }
-        let start = (self.head + from) % self.capacity();
+        self.own()?;
         let before_end = keep.min(self.capacity() - start);
         for (target, source) in [
             (&self.keys, &embeddings),
-            (&self.labels, &labels),
+            (&self.labels, entries.labels),
             (&self.ids, &ids),
             (&self.credible, &credible),
         ] {
@@ -225,9 +254,27 @@ impl Bank {
                 target.slice_set(&source.narrow(0, before_end, keep - before_end)?, 0, 0)?;
             }
         }
-        self.head = (self.head + rows) % self.capacity();
-        self.length = (self.length + rows).min(self.capacity());
         Ok(())
+    }
+
+    /// Makes the memory of the keys the bank's own before it is written.
+    fn own(&mut self) -> Result<()> {
+        if self.borrowed {
+            self.keys = self.keys.force_contiguous()?;
+            self.borrowed = false;
+        }
+        Ok(())
+    }
+
+    /// Moves the embeddings of filled slots towards new ones, for a memory bank that has a slot for every sample: as
+    /// [`update_rows`](crate::update_rows) of `slots` `[B]` (u32 or i64; `u32::MAX` is skipped) with `embeddings` `[B, D]`.
+    ///
+    /// # Errors
+    /// As [`update_rows`](crate::update_rows), and [`Error::Argument`] while the bank is empty. On an error the bank is
+    /// unchanged.
+    pub fn update(&mut self, slots: &Tensor, embeddings: &Tensor, momentum: f64) -> Result<()> {
+        self.own()?;
+        crate::update_rows(&self.filled()?, slots, embeddings, momentum)
     }
 
     /// Sets which of the filled slots may serve as teachers: `[len]`, u8.

@@ -6,6 +6,7 @@ pub(crate) mod contrast;
 pub(crate) mod credibility;
 pub(crate) mod discrimination;
 pub(crate) mod gathered;
+mod in_place;
 pub(crate) mod neighbors;
 pub(crate) mod place;
 pub(crate) mod ranking;

@@ -207,13 +207,13 @@ impl Place {
         }
     }
 
-    /// Makes what kernels have written to a placed matrix show in its tensor, which is contiguous: on a CUDA device it
-    /// does already.
+    /// Makes what kernels have written to placed memory show in its tensor, which is contiguous: on a CUDA device it does
+    /// already.
     ///
     /// # Errors
     /// Errors of the driver and of Candle.
-    pub(super) fn write_back(&self, op: &'static str, placed: &PlacedMatrix, to: &Tensor) -> Result<()> {
-        match (self, &placed.keep) {
+    pub(super) fn write_back(&self, op: &'static str, keep: &Keep, to: &Tensor) -> Result<()> {
+        match (self, keep) {
             (Self::Copied(executor), Keep::Memory(memory)) => {
                 let mut bytes = vec![0; to.elem_count() * to.dtype().size_in_bytes()];
                 executor.download(op, memory, &mut bytes)?;
@@ -230,7 +230,13 @@ impl Place {
         let tensor = tensor.force_contiguous()?;
         let len = tensor.elem_count();
         let (address, keep) = self.place(op, &tensor)?;
-        Ok(PlacedVector { address, len, _keep: keep })
+        Ok(PlacedVector { address, len, keep })
+    }
+
+    /// A contiguous vector that kernels write, in place on a CUDA device.
+    pub(super) fn target(&self, op: &'static str, tensor: &Tensor) -> Result<PlacedVector> {
+        let (address, keep) = self.place(op, tensor)?;
+        Ok(PlacedVector { address, len: tensor.elem_count(), keep })
     }
 
     /// The address of a tensor's first element, and what keeps it valid.
@@ -276,7 +282,7 @@ impl Place {
 }
 
 /// What keeps an address valid.
-enum Keep {
+pub(super) enum Keep {
     Memory(Memory),
     #[cfg(feature = "candle-cuda")]
     Tensor(#[expect(dead_code, reason = "frees the storage when it is dropped")] Tensor),
@@ -287,7 +293,7 @@ pub(super) struct PlacedMatrix {
     address: u64,
     dtype: cuda::DType,
     shape: [usize; 3],
-    keep: Keep,
+    pub(super) keep: Keep,
 }
 
 impl PlacedMatrix {
@@ -301,7 +307,7 @@ impl PlacedMatrix {
 pub(super) struct PlacedVector {
     address: u64,
     len: usize,
-    _keep: Keep,
+    pub(super) keep: Keep,
 }
 
 impl PlacedVector {

@@ -8,6 +8,7 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+pub mod bank;
 pub mod clusters;
 pub mod contrast;
 pub mod credibility;

@@ -19,7 +19,8 @@ pub enum RowsMut<'a> {
 }
 
 impl RowsMut<'_> {
-    fn elements(&self) -> Elements<'_> {
+    /// The elements, to read.
+    pub(crate) fn elements(&self) -> Elements<'_> {
         match self {
             Self::F32(x) => Elements::F32(x),
             Self::F16(x) => Elements::F16(x),
@@ -36,7 +37,8 @@ impl RowsMut<'_> {
         }
     }
 
-    fn store(&mut self, start: usize, values: &[f32]) {
+    /// Writes values from an element on, rounded to the storage type.
+    pub(crate) fn store(&mut self, start: usize, values: &[f32]) {
         let range = start..start + values.len();
         match self {
             Self::F32(x) => x[range].copy_from_slice(values),

@@ -6,8 +6,8 @@ use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
 use super::{
-    Backend, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, RankingCase,
-    Sides, UpdateCase, Updated,
+    Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
+    PushCase, Pushed, RankingCase, Sides, UpdateCase, Updated,
 };
 use crate::stored::Stored;
 
@@ -157,5 +157,13 @@ impl<E: Executor> Backend for OnDevice<E> {
 
     fn update_rows(&self, case: &UpdateCase) -> std::result::Result<Updated, String> {
         self.updated(case).map_err(|error| error.to_string())
+    }
+
+    fn push(&self, case: &PushCase) -> std::result::Result<Pushed, String> {
+        self.pushed(case).map_err(|error| error.to_string())
+    }
+
+    fn update_centers(&self, case: &CentersCase) -> std::result::Result<Updated, String> {
+        self.centered(case).map_err(|error| error.to_string())
     }
 }

@@ -1,5 +1,6 @@
 //! What a case runs on: the CPU backend, or the kernels on some executor.
 
+mod bank;
 mod contrast;
 mod device;
 mod gathered;
@@ -12,6 +13,7 @@ use consonance_cpu::ranking::{self, ApVariant, Ranking};
 
 use crate::stored::Stored;
 
+pub use bank::{Batch, CentersCase, PushCase, Pushed};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
 pub use device::OnDevice;
 pub use gathered::{GatheredCase, GatheredFound, GatheredLoss, GatheredPositives, UpdateCase, Updated};
@@ -149,6 +151,18 @@ pub trait Backend {
     /// # Errors
     /// What the backend says when there is no bank to give back.
     fn update_rows(&self, case: &UpdateCase) -> Result<Updated, String>;
+
+    /// A ring after pushes.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn push(&self, case: &PushCase) -> Result<Pushed, String>;
+
+    /// Centers after an update.
+    ///
+    /// # Errors
+    /// What the backend says when there are no centers to give back.
+    fn update_centers(&self, case: &CentersCase) -> Result<Updated, String>;
 }
 
 impl<B: Backend + ?Sized> Backend for &B {
@@ -183,6 +197,14 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn update_rows(&self, case: &UpdateCase) -> Result<Updated, String> {
         (**self).update_rows(case)
+    }
+
+    fn push(&self, case: &PushCase) -> Result<Pushed, String> {
+        (**self).push(case)
+    }
+
+    fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
+        (**self).update_centers(case)
     }
 }
 
@@ -251,5 +273,13 @@ impl Backend for Cpu {
 
     fn update_rows(&self, case: &UpdateCase) -> Result<Updated, String> {
         Ok(Self::updated(case))
+    }
+
+    fn push(&self, case: &PushCase) -> Result<Pushed, String> {
+        Self::pushed(case)
+    }
+
+    fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
+        Ok(Self::centered(case))
     }
 }

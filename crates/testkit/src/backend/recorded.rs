@@ -7,8 +7,8 @@ use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
 use super::{
-    Backend, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, RankingCase,
-    UpdateCase, Updated,
+    Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
+    PushCase, Pushed, RankingCase, UpdateCase, Updated,
 };
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
@@ -89,6 +89,19 @@ impl<B: Backend> Backend for Recorded<B> {
 
     fn update_rows(&self, case: &UpdateCase) -> Result<Updated, String> {
         let found = self.backend.update_rows(case)?;
+        self.add(&found.0);
+        Ok(found)
+    }
+
+    fn push(&self, case: &PushCase) -> Result<Pushed, String> {
+        let found = self.backend.push(case)?;
+        self.add(&found.keys);
+        (&found.labels, &found.ids, &found.credible).hash(&mut *self.digest.borrow_mut());
+        Ok(found)
+    }
+
+    fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
+        let found = self.backend.update_centers(case)?;
         self.add(&found.0);
         Ok(found)
     }

@@ -5,6 +5,7 @@
 //! planted fault. Inputs are integers, whose results are compared bit for bit, or real numbers, whose results are
 //! held to a bound derived beforehand.
 
+pub mod bank;
 pub mod contrast;
 mod contrast_bound;
 pub mod gathered;
@@ -35,7 +36,7 @@ pub type Check = (&'static str, fn(&dyn crate::backend::Backend) -> Outcome);
 
 /// All checks of all families.
 pub fn all() -> impl Iterator<Item = Check> {
-    let families = [neighbors::CHECKS, ranking::CHECKS, contrast::CHECKS, gathered::CHECKS];
+    let families = [neighbors::CHECKS, ranking::CHECKS, contrast::CHECKS, gathered::CHECKS, bank::CHECKS];
     families.into_iter().flatten().copied()
 }
 

@@ -1,5 +1,7 @@
 //! Deliberate faults in the kernels, each of which the suite must find: what it does not find, it does not check.
 
+#[path = "bank_faults.rs"]
+mod bank;
 #[path = "gathered_faults.rs"]
 mod gathered;
 
@@ -386,7 +388,7 @@ fn the_suite_finds_every_planted_fault() {
     if skipped_without_compiler() {
         return;
     }
-    let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED]
+    let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED, &bank::BANK]
         .into_iter()
         .flat_map(|family| family.2.iter().map(move |f| (family, f)))
         .collect();

@@ -143,9 +143,9 @@ pub(super) const GATHERED: Family = (
         ),
         fault(
             "positions of an index are applied by all of their blocks",
-            "gathered_update.cu",
-            "if (at < position) {",
-            "if (at < position && at > position) {",
+            "include/positions.cuh",
+            "if (at < position || !visit(at)) {",
+            "if ((at < position && at > position) || !visit(at)) {",
         ),
         fault(
             "an update writes in spite of an error",
@@ -155,7 +155,7 @@ pub(super) const GATHERED: Family = (
         ),
         fault(
             "votes are written while they are read",
-            "gathered_update.cu",
+            "include/positions.cuh",
             "        // All have read the votes before the next ones are written.\n        __syncthreads();",
             "",
         ),
