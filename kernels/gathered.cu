@@ -78,16 +78,12 @@ struct Running {
     }
 };
 
-// The weight of a column as a positive; reports one that is none.
+// The weight of a column as a positive, whatever it is worth.
 __device__ __forceinline__ float weight_at(const Gathered& p, uint32_t query, uint32_t column) {
     if (p.weights == 0) {
         return column < p.positives ? 1.0f : 0.0f;
     }
-    const float weight = array<float>(p.weights)[static_cast<uint64_t>(query) * p.columns + column];
-    if (!(weight >= 0.0f && is_finite(weight))) {
-        report(p, WEIGHTS, query);
-    }
-    return weight;
+    return array<float>(p.weights)[static_cast<uint64_t>(query) * p.columns + column];
 }
 
 // The columns of split `split`, in whole tiles.
@@ -181,7 +177,8 @@ __device__ __forceinline__ void rows(const Gathered& p) {
         const uint32_t turn = tile % 2;
         const uint32_t column = range.first + tile * p.tile_rows + lane;
         const uint32_t index = next_row(column - lane);
-        const float positive = !DIVERGENCE && index != NONE ? weight_at(p, query, column) : 0.0f;
+        const bool is_column = lane < p.tile_rows && column < range.end;
+        const float weight = !DIVERGENCE && is_column ? weight_at(p, query, column) : 0.0f;
         // A lane multiplies the chunks that it has copied itself, so its own wait is enough.
         ptx::copy_async_wait<GATHERED_STAGES - 2>();
         for (uint32_t task = group.number; task < tasks; task += group.count) {
@@ -205,6 +202,10 @@ __device__ __forceinline__ void rows(const Gathered& p) {
         // From here on every warp does the same with the products, and each thread sums dimensions of its own.
         float score = -INFINITY;
         float other = -INFINITY;
+        const float positive = index != NONE ? weight : 0.0f;
+        if (!(positive >= 0.0f && is_finite(positive))) {
+            report(p, WEIGHTS, query);
+        }
         if (index != NONE) {
             score = product_of(p, own, turn, lane) * scale;
             if (!is_finite(score)) {
