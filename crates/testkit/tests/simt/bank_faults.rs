@@ -26,7 +26,7 @@ pub(super) const BANK: Family = (
             "if (row >= p.row_count) {",
             "if (row + 1 >= p.row_count) {",
         ),
-        fault("credibility is copied as it is", "bank.cu", "[slot] = credible ? 1 : 0;", "[slot] = 1;"),
+        fault("every row is credible", "bank.cu", "[slot] = credible ? 1 : 0;", "[slot] = credible ? 1 : 1;"),
         fault("rows without ids get 0", "bank.cu", "(p.row_ids)[row] : NONE;", "(p.row_ids)[row] : 0;"),
         fault(
             "f16 is read as bf16",
