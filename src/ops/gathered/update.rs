@@ -10,7 +10,8 @@ use crate::ops::{in_place, view};
 const OP: &str = "update_rows";
 
 /// Moves rows of a memory bank towards new embeddings, in place: bank row `indices[b]` becomes z/|z|, z = m · bank row +
-/// (1 − m) · `rows[b]`, computed in `f32` and rounded once to the bank's type. Call it after the loss.
+/// (1 − m) · `rows[b]`, computed in `f32` and rounded once to the bank's type. Call it after the loss. The rows of a
+/// [`Bank`](crate::Bank) are moved by [`Bank::update`](crate::Bank::update).
 ///
 /// - `bank` `[N, D]`: `f32`, `f16` or `bf16`, contiguous; all tensors that share its memory change with it;
 /// - `indices` `[B]`, `u32` or `i64`: [`NO_NEIGHBOR`](crate::NO_NEIGHBOR), `u32::MAX`, is skipped. Positions of one index are
