@@ -29,6 +29,9 @@ fn rows(executor: &CudaExecutor, dtype: DType, rows: usize, dim: usize, seed: u6
     executor.upload(OP, &bytes).unwrap()
 }
 
+/// A step's name, the step, and the bytes that it reads and writes.
+type Step<'a> = (&'static str, &'a dyn Fn() -> Result<()>, f64);
+
 fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
     let copied = if shapes_are_small() { 1 << 20 } else { 1usize << 30 };
@@ -70,8 +73,7 @@ fn bench(criterion: &mut Criterion) {
             };
             let row = (b * dim * dtype.bytes()) as f64;
             // A center is read and written for each of its classes, at most one a row, by the second of two runs.
-            let steps: [(&str, &dyn Fn() -> Result<()>, f64); 2] =
-                [("push", &pushing, 2.0 * row), ("centers", &moving, 5.0 * row)];
+            let steps: [Step<'_>; 2] = [("push", &pushing, 2.0 * row), ("centers", &moving, 5.0 * row)];
             for (name, step, bytes) in steps {
                 let once = || f64::from(executor.milliseconds(OP, step).unwrap());
                 let mut times: Vec<f64> = (0..12).map(|_| once()).skip(2).collect();
