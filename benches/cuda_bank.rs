@@ -5,29 +5,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
+#[path = "device/mod.rs"]
+mod device;
+
 use std::time::Duration;
 
 use consonance::cuda::bank::{Entries, Ring, push, update_centers};
-use consonance::cuda::{Bytes, CudaExecutor, DType, Executor, Matrix, Memory, Result, Words};
+use consonance::cuda::{Bytes, CudaExecutor, DType, Executor, Matrix, Result, Words};
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use half::bf16;
-
-const OP: &str = "bench";
+use device::{OP, median, rows};
 
 /// Rows of a batch, slots, classes, dimensions.
 const SHAPES: [[usize; 4]; 3] =
     [[1024, 65_536, 1000, 128], [1024, 65_536, 10_000, 512], [8192, 1_000_000, 100_000, 512]];
-
-fn rows(executor: &CudaExecutor, dtype: DType, rows: usize, dim: usize, seed: u64) -> Memory {
-    let values = data::unit(rows, dim, seed);
-    let bytes: Vec<u8> = match dtype {
-        DType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_ne_bytes()).collect(),
-        _ => bytemuck::cast_slice(&values).to_vec(),
-    };
-    executor.upload(OP, &bytes).unwrap()
-}
 
 /// A step's name, the step, and the bytes that it reads and writes.
 type Step<'a> = (&'static str, &'a dyn Fn() -> Result<()>, f64);
@@ -76,9 +68,7 @@ fn bench(criterion: &mut Criterion) {
             let steps: [Step<'_>; 2] = [("push", &pushing, 2.0 * row), ("centers", &moving, 5.0 * row)];
             for (name, step, bytes) in steps {
                 let once = || f64::from(executor.milliseconds(OP, step).unwrap());
-                let mut times: Vec<f64> = (0..12).map(|_| once()).skip(2).collect();
-                times.sort_by(f64::total_cmp);
-                let ms = times[times.len() / 2];
+                let ms = median(once);
                 let name = format!("{name}/{}/{b}of{classes}x{dim}", dtype.suffix());
                 println!("| {name} | {:.1} | {:.0} |", ms * 1e3, bytes / ms / 1e6);
                 let mut group = criterion.benchmark_group("bank-gpu");

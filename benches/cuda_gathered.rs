@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
+#[path = "device/mod.rs"]
+mod device;
+
 use std::time::Duration;
 
 use consonance::cuda::gathered::{Lists, Loss, Positives, Teacher, losses, update_rows};
@@ -13,31 +16,12 @@ use consonance_cpu::contrast::Normalizer;
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use half::bf16;
-
-const OP: &str = "bench";
+use device::{OP, median, rows};
 
 /// Queries, bank rows, columns, dimensions: the memory bank of Yang et al. 2022 for ImageNet, and rows four and sixteen
 /// times as wide.
 const SHAPES: [[usize; 4]; 3] =
     [[256, 1_281_167, 8194, 128], [256, 400_000, 8194, 512], [256, 100_000, 2049, 2048]];
-
-fn rows(executor: &CudaExecutor, dtype: DType, rows: usize, dim: usize, seed: u64) -> Memory {
-    let values = data::unit(rows, dim, seed);
-    let bytes: Vec<u8> = match dtype {
-        DType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_ne_bytes()).collect(),
-        _ => bytemuck::cast_slice(&values).to_vec(),
-    };
-    executor.upload(OP, &bytes).unwrap()
-}
-
-/// The median time of a call, in milliseconds.
-fn median(executor: &CudaExecutor, mut run: impl FnMut() -> Result<()>) -> f64 {
-    let mut once = || f64::from(executor.milliseconds(OP, &mut run).unwrap());
-    let mut times: Vec<f64> = (0..12).map(|_| once()).skip(2).collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
 
 fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
@@ -58,7 +42,8 @@ fn bench(criterion: &mut Criterion) {
             };
             let words = |words: &[u32]| executor.upload(OP, bytemuck::cast_slice(words)).unwrap();
             let list = words(&data::labels(b * columns, n as u32, 5));
-            let tau = words(&[0.07f32.to_bits()]);
+            // Rows are normal: their inner product is D times a cosine.
+            let tau = words(&[(0.07 * dim as f32).to_bits()]);
             let lists = Lists {
                 queries: matrix(0, b),
                 bank: matrix(1, n),
@@ -73,7 +58,8 @@ fn bench(criterion: &mut Criterion) {
             {
                 for gradients in [false, true] {
                     let run = || losses(&executor, &lists, &loss, gradients).map(drop);
-                    let ms = median(&executor, run);
+                    let once = || f64::from(executor.milliseconds(OP, run).unwrap());
+                    let ms = median(once);
                     let with = if gradients { "with gradient" } else { "forward" };
                     let name = format!("{name}, {with}/{}/{b}x{columns}of{n}x{dim}", dtype.suffix());
                     println!("| {name} | {ms:.3} | {:.0} |", sides * bytes / ms / 1e6);
@@ -82,7 +68,6 @@ fn bench(criterion: &mut Criterion) {
                     group.throughput(Throughput::Bytes((sides * bytes) as u64));
                     group.bench_function(name.replace(", ", "-").replace(' ', "-"), |bencher| {
                         bencher.iter_custom(|rounds| {
-                            let once = || f64::from(executor.milliseconds(OP, run).unwrap());
                             (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
                         });
                     });
@@ -91,10 +76,11 @@ fn bench(criterion: &mut Criterion) {
             }
             let slots = words(&data::labels(b, n as u32, 6));
             let slots = Words::new(OP, "indices", &slots, b).unwrap();
-            let ms = median(&executor, || {
+            let update = || -> Result<()> {
                 // SAFETY: the bank was uploaded for this bench.
                 unsafe { update_rows(&executor, &lists.bank, slots, &lists.queries, 0.5).map(drop) }
-            });
+            };
+            let ms = median(|| f64::from(executor.milliseconds(OP, update).unwrap()));
             println!("| update of {b} rows/{}/{dim} | {ms:.3} | – |", dtype.suffix());
         }
     }

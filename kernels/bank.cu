@@ -9,6 +9,7 @@
 // Grids: push: a warp a row; centers: a block a position. Traffic: every row read once, every slot or center written once
 // (centers: read once as well), the labels once a block.
 // Shared memory: centers: one row in f32, and a word a warp twice (centers_shared_bytes in src/cuda/bank.rs).
+#include "floats.cuh"
 #include "kernel.cuh"
 #include "positions.cuh"
 
@@ -39,8 +40,8 @@ __device__ __forceinline__ void push(const BankPush& p) {
     T* const to = output<T>(p.keys) + static_cast<uint64_t>(slot) * p.dim;
     const uint64_t first = row * p.row_stride;
     switch (p.row_type) {
-        case STORED_F16: store_row(to, array<f16>(p.rows) + first, p.dim); break;
-        case STORED_BF16: store_row(to, array<bf16>(p.rows) + first, p.dim); break;
+        case TYPE_F16: store_row(to, array<f16>(p.rows) + first, p.dim); break;
+        case TYPE_BF16: store_row(to, array<bf16>(p.rows) + first, p.dim); break;
         default: store_row(to, array<float>(p.rows) + first, p.dim); break;
     }
     if (lane_index() == 0) {
@@ -50,8 +51,6 @@ __device__ __forceinline__ void push(const BankPush& p) {
         output<unsigned char>(p.credible)[slot] = credible ? 1 : 0;
     }
 }
-
-__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) < INFINITY; }
 
 // Of the two runs the first reports: the second reads the status.
 __device__ __forceinline__ void report(const BankCenters& p, Word word, uint32_t row) {

@@ -25,8 +25,6 @@
 
 namespace {
 
-__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) < INFINITY; }
-
 __device__ __forceinline__ void report(const Contrast& p, int word, uint32_t row) {
     atomicMin(output<uint32_t>(p.status) + word, row);
 }

@@ -16,14 +16,13 @@
 // each row that is a positive; divergences 2 K (3 D + D').
 //
 // Scores are in units of ln 2, so that e^s is one instruction. Shared memory: src/cuda/gathered/plan.rs repeats the layout.
+#include "floats.cuh"
 #include "gathered.cuh"
 #include "kernel.cuh"
 
 namespace {
 
 constexpr uint32_t WARPS = TILE_THREADS / 32;
-constexpr float LOG2_E = 1.44269504088896341f;
-constexpr float LN_2 = 0.693147180559945309f;
 
 // Words of the status.
 enum Word { QUERIES, BANK, TEACHER_QUERIES, TEACHER_BANK, TEMPERATURE, WEIGHTS, INDICES, RESULTS, COUNTED };
@@ -44,8 +43,6 @@ static_assert(sizeof(Partial) == GATHERED_PARTIAL_BYTES, "the host makes room fo
 __device__ __forceinline__ void report(const Gathered& p, Word word, uint32_t row) {
     atomicMin(output<uint32_t>(p.status) + word, row);
 }
-
-__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) < INFINITY; }
 
 __device__ __forceinline__ float temperature_of(const Gathered& p, uint32_t query) {
     return array<float>(p.temperatures)[p.own_temperatures != 0 ? query : 0];

@@ -8,6 +8,7 @@
 //
 // Grid: one block a position. Traffic: the indices once a block, two rows read and one written a position.
 // Shared memory: one row, and a word a warp twice (update_shared_bytes in src/cuda/gathered/update.rs).
+#include "floats.cuh"
 #include "kernel.cuh"
 #include "positions.cuh"
 
@@ -15,8 +16,6 @@ namespace {
 
 // Words of the status.
 enum Word { INDICES, ROWS, DIRECTIONS, BANK };
-
-__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) < INFINITY; }
 
 // Of the two runs the first reports: the second reads the status.
 __device__ __forceinline__ void report(const GatheredUpdate& p, Word word, uint32_t row) {

@@ -1,5 +1,7 @@
 //! What the benches of a CUDA device share.
 
+#![allow(dead_code, reason = "not every bench needs all")]
+
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use consonance::cuda::{CudaExecutor, DType, Executor, Launch, Limits, Memory, Result};

@@ -6,6 +6,11 @@
 
 #include <cstdint>
 
+// Storage types of rows whose type is known at launch only.
+constexpr uint32_t TYPE_F32 = 0;
+constexpr uint32_t TYPE_F16 = 1;
+constexpr uint32_t TYPE_BF16 = 2;
+
 // How two rows are compared.
 constexpr uint32_t INNER_PRODUCT = 0;
 constexpr uint32_t COSINE = 1;
@@ -186,10 +191,6 @@ constexpr uint32_t RULE_DIAGONAL = 1;
 constexpr uint32_t RULE_LISTS = 2;
 constexpr uint32_t RULE_BITS = 3;
 constexpr uint32_t RULE_ALL = 4;
-// Storage types of rows whose type is known at launch only.
-constexpr uint32_t TYPE_F32 = 0;
-constexpr uint32_t TYPE_F16 = 1;
-constexpr uint32_t TYPE_BF16 = 2;
 // How the cosine c of two old embeddings weighs a pair: not at all, (1 + c) / 2, e^((c - 1) / theta).
 constexpr uint32_t AFFINITY_NONE = 0;
 constexpr uint32_t AFFINITY_HALF = 1;
@@ -418,11 +419,6 @@ struct GatheredUpdate {
     // 0 to check alone; 1 to write, unless a check has found something.
     uint32_t write;
 };
-
-// How floats are stored, where a kernel learns it at run time.
-constexpr uint32_t STORED_F32 = 0;
-constexpr uint32_t STORED_F16 = 1;
-constexpr uint32_t STORED_BF16 = 2;
 
 // bank_push_*: rows with their labels, ids and credibility into the slots of a ring.
 struct BankPush {

@@ -5,11 +5,9 @@
 #pragma once
 
 #include "affinity.cuh"
+#include "floats.cuh"
 #include "positives.cuh"
 #include "sweep.cuh"
-
-constexpr float LOG2_E = 1.44269504088896341f;
-constexpr float LN_2 = 0.693147180559945309f;
 
 // What coefficients e^s ≤ 1 are multiplied by before they are rounded to 16 bits: below 2⁻²⁴ of it f16 loses bits.
 constexpr float COEFFICIENT_UNIT = 8192.0f;

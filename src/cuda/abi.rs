@@ -4,7 +4,7 @@ use bytemuck::NoUninit;
 
 use consonance_cpu::neighbors::Metric;
 
-use super::Params;
+use super::{DType, Params};
 
 /// Bytes of a row in a slab of shared memory.
 pub const SLAB_BYTES: usize = 128;
@@ -87,12 +87,16 @@ pub const GATHERED_STATUS: usize = 9;
 pub const UPDATE_STATUS: usize = 4;
 /// Words of the status of class centers.
 pub const CENTERS_STATUS: usize = 3;
-/// Rows stored as `f32`, where a kernel learns it at run time.
-pub const STORED_F32: usize = 0;
-/// Rows stored as `f16`.
-pub const STORED_F16: usize = 1;
-/// Rows stored as `bf16`.
-pub const STORED_BF16: usize = 2;
+
+/// A storage type's number.
+pub(super) fn storage_type(dtype: DType) -> u32 {
+    let number = match dtype {
+        DType::F32 => TYPE_F32,
+        DType::F16 => TYPE_F16,
+        DType::BF16 => TYPE_BF16,
+    };
+    number as u32
+}
 
 /// A metric's number.
 pub(super) fn metric(metric: Metric) -> u32 {

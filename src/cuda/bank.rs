@@ -5,7 +5,7 @@ use consonance_cpu::Error as Bad;
 use super::abi::{self, CENTERS_STATUS, TILE_THREADS};
 use super::executor::launch;
 use super::rows::{check_length, check_sides};
-use super::{Bytes, DType, Error, Executor, Matrix, Memory, Result, Words};
+use super::{Bytes, Error, Executor, Matrix, Memory, Result, Words};
 
 const FAMILY: &str = "bank";
 const THREADS: u32 = TILE_THREADS as u32;
@@ -96,11 +96,7 @@ pub unsafe fn push(
         row_count: rows as u32,
         capacity: capacity as u32,
         dim: dim as u32,
-        row_type: match entries.rows.dtype() {
-            DType::F32 => abi::STORED_F32,
-            DType::F16 => abi::STORED_F16,
-            DType::BF16 => abi::STORED_BF16,
-        } as u32,
+        row_type: abi::storage_type(entries.rows.dtype()),
         reserved: 0,
     };
     let entry = format!("bank_push_{}", ring.keys.dtype().suffix());

@@ -2,7 +2,7 @@
 
 use consonance_cpu::contrast::{AffinityMap, OtherPositives};
 
-use super::plan::{splits, type_number};
+use super::plan::splits;
 use super::{Losses, OP, Problem, Rule};
 use crate::cuda::abi::{self, MOMENT_APPLIED, MOMENT_COLS, MOMENT_ROWS, TILE_THREADS};
 use crate::cuda::executor::launch;
@@ -61,7 +61,7 @@ fn with_old(params: abi::ContrastMoments, old: &Old<'_>) -> abi::ContrastMoments
         old_stride: rows.stride() as u64,
         old_inverses: *inverses,
         old_dim: rows.cols() as u32,
-        old_type: type_number(rows.dtype()),
+        old_type: abi::storage_type(rows.dtype()),
         ..params
     }
 }

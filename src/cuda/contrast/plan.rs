@@ -82,16 +82,6 @@ impl Buffers {
     }
 }
 
-/// A storage type as the kernels number it.
-pub(super) fn type_number(dtype: DType) -> u32 {
-    let number = match dtype {
-        DType::F32 => abi::TYPE_F32,
-        DType::F16 => abi::TYPE_F16,
-        DType::BF16 => abi::TYPE_BF16,
-    };
-    number as u32
-}
-
 /// What every kernel reads.
 pub(super) fn params(problem: &Problem<'_>, losses: &Losses) -> abi::Contrast {
     let Problem { queries, keys, temperatures, pairs, options } = problem;
@@ -150,8 +140,8 @@ fn with_affinity(all: abi::Contrast, problem: &Problem<'_>, losses: &Losses) -> 
         old_query_inverses: inverses.0.address(),
         old_key_inverses: inverses.1.address(),
         old_dim: affinity.queries.cols() as u32,
-        old_query_type: type_number(affinity.queries.dtype()),
-        old_key_type: type_number(affinity.keys.dtype()),
+        old_query_type: abi::storage_type(affinity.queries.dtype()),
+        old_key_type: abi::storage_type(affinity.keys.dtype()),
         affinity: map as u32,
         affinity_scale: scale.to_bits(),
         ..all

@@ -31,8 +31,8 @@ pub(super) const BANK: Family = (
         fault(
             "f16 is read as bf16",
             "bank.cu",
-            "case STORED_F16: store_row(to, array<f16>(p.rows)",
-            "case STORED_F16: store_row(to, array<bf16>(p.rows)",
+            "case TYPE_F16: store_row(to, array<f16>(p.rows)",
+            "case TYPE_F16: store_row(to, array<bf16>(p.rows)",
         ),
         fault(
             "a sum is not divided by its number of rows",
