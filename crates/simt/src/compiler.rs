@@ -59,7 +59,6 @@ const COMMON: [&str; 11] = [
 ];
 /// Flags for kernels: every access as it is written, one at a time, and seen by the simulator.
 const KERNELS: &[&str] = &[
-    "-O1",
     "-fsanitize=thread",
     "-fno-tree-vectorize",
     "-Wall",
@@ -90,10 +89,11 @@ const COVERAGE: &[&str] = &["--coverage", "-fprofile-update=atomic"];
 
 impl Compiler {
     /// All flags that kernels are compiled with, coverage included.
-    pub(crate) fn kernel_flags(&self, coverage: bool) -> Vec<&'static str> {
+    pub(crate) fn kernel_flags(&self, optimized: bool, coverage: bool) -> Vec<&'static str> {
         let special: &[&str] = if self.clang { KERNELS_CLANG } else { KERNELS_GCC };
         let coverage: &[&str] = if coverage { COVERAGE } else { &[] };
-        COMMON.iter().chain(KERNELS).chain(special).chain(coverage).copied().collect()
+        let level = if optimized { "-O1" } else { "-O0" };
+        COMMON.iter().chain([&level]).chain(KERNELS).chain(special).chain(coverage).copied().collect()
     }
 
     fn command(&self) -> Command {
@@ -104,14 +104,14 @@ impl Compiler {
 
     pub(crate) fn kernel(
         &self,
-        coverage: bool,
+        flags: &[&str],
         includes: &[PathBuf],
         defines: &[&str],
         source: &Path,
         object: &Path,
     ) -> Command {
         let mut command = self.command();
-        command.args(self.kernel_flags(coverage));
+        command.args(flags);
         for include in includes {
             command.arg("-I").arg(include);
         }
