@@ -23,8 +23,11 @@ pub use ops::contrast::{
 };
 #[cfg(feature = "candle")]
 pub use ops::discrimination::{
-    DiscriminationOptions, Divergence, discrimination_kl, discrimination_raw, discrimination_soft,
+    DiscriminationDivergence, DiscriminationOptions, discrimination_kl, discrimination_raw,
+    discrimination_soft,
 };
+#[cfg(feature = "candle")]
+pub use ops::divergence::{Direction, Divergence, DivergenceOptions, TeacherStatistics, divergence};
 #[cfg(feature = "candle")]
 pub use ops::gathered::{
     GatheredDivergence, GatheredPositives, gathered_contrast, gathered_divergence, update_rows,

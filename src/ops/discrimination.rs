@@ -38,7 +38,7 @@ impl Default for DiscriminationOptions {
 
 /// The result of [`discrimination_kl`].
 #[derive(Debug, Clone)]
-pub struct Divergence {
+pub struct DiscriminationDivergence {
     /// Scalar `f32`: the mean of `per_row` over the counted anchors, 0 when there is none. Differentiable.
     pub loss: Tensor,
     /// `[B]` `f32`: Σ_j w̄_ij KL(π(k_j) ‖ π(z_i)); 0 for rows that do not count. Differentiable.
@@ -189,7 +189,7 @@ pub fn discrimination_kl(
     weights: &Tensor,
     pairs: &Pairs,
     options: &DiscriminationOptions,
-) -> Result<Divergence> {
+) -> Result<DiscriminationDivergence> {
     check(queries, keys, weights, options)?;
     let w = classifier(weights, options)?;
     let (b, n, classes) = (queries.dim(0)?, keys.dim(0)?, w.dim(0)?);
@@ -215,5 +215,5 @@ pub fn discrimination_kl(
     let log = scores.broadcast_sub(&scores.exp()?.sum_keepdim(1)?.log()?)?;
     let per_row = ((&teachers * log)?.sum(1)?.neg()? - entropies)?;
     let loss = (per_row.sum_all()? * (1.0 / anchors.max(1) as f64))?;
-    Ok(Divergence { loss, per_row, teachers, anchors })
+    Ok(DiscriminationDivergence { loss, per_row, teachers, anchors })
 }
