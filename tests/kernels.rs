@@ -5,6 +5,8 @@
 
 #[path = "kernels/contrast.rs"]
 mod contrast;
+#[path = "kernels/discrimination.rs"]
+mod discrimination;
 
 use std::sync::{Arc, LazyLock};
 

@@ -1,5 +1,6 @@
 //! The weighted multi-positive contrastive loss as a differentiable Candle op.
 
+mod alone;
 pub(super) mod data;
 mod kernels;
 mod lists;
