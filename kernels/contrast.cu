@@ -294,24 +294,12 @@ CONSONANCE_KERNEL(contrast_old, Contrast, TILE_THREADS, 4) { old(p); }
 
 // One block: g_i / τ_i in units that make the largest coefficient of any row just below 2¹⁴.
 CONSONANCE_KERNEL(contrast_weigh, Contrast, TILE_THREADS, 1) {
-    auto* const largest_of_warps = reinterpret_cast<float*>(ptx::shared_memory());
     float largest = 0.0f;
     for (uint32_t query = threadIdx.x; query < p.query_count; query += TILE_THREADS) {
         const float weight = array<float>(p.upstream)[query] / temperature_of(p, query);
         largest = fmaxf(largest, fabsf(weight) * array<float>(p.mass)[query]);
     }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
-    }
-    if (lane_index() == 0) {
-        largest_of_warps[threadIdx.x / 32] = largest;
-    }
-    __syncthreads();
-    for (uint32_t warp = 0; warp < TILE_THREADS / 32; ++warp) {
-        largest = fmaxf(largest, largest_of_warps[warp]);
-    }
-    const float unit = unit_for(largest);
+    const float unit = unit_for(largest_of_block(largest, reinterpret_cast<float*>(ptx::shared_memory())));
     for (uint32_t query = threadIdx.x; query < p.query_count; query += TILE_THREADS) {
         const float weight = array<float>(p.upstream)[query] / temperature_of(p, query);
         output<float>(p.row_weights)[query] = weight * unit;

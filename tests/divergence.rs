@@ -6,6 +6,8 @@
 
 #[path = "divergence/errors.rs"]
 mod errors;
+#[path = "divergence/kernels.rs"]
+mod kernels;
 
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{Direction, Divergence, DivergenceOptions, TeacherStatistics, divergence};

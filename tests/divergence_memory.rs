@@ -23,9 +23,11 @@ fn forward_and_backward_take_sums_and_tiles_and_no_matrix() {
     let tracked = Var::from_tensor(&keys).unwrap();
     let valid = Tensor::ones(n, candle_core::DType::U8, &Device::Cpu).unwrap();
     let threads = rayon::current_num_threads();
-    // For each thread the scores of both sides and two sums for 128 rows, in two splits at once, and tiles of both sides'
-    // keys; twice the gradient of the queries and its products; the mask and its bias.
-    let of_thread = 128 * 544 * 4 * 2 + 2 * 3 * 128 * dim * 4 + 3 * 512 * dim * 4;
+    // For each thread the queries of a block, their scores on both sides, two sums for 128 rows, in the total and in two
+    // splits at once, tiles of both sides' keys, and what the products pack: a slab of the size of the second-level cache, of
+    // which 4 MiB are counted; five times the gradient of the queries; the mask, as it is read, and its bias.
+    let of_block = 2 * 128 * dim * 4 + 2 * 128 * 544 * 4 + 2 * 3 * 128 * dim * 4;
+    let of_thread = of_block + 2 * 512 * dim * 4 + (4 << 20);
     let bound = threads * of_thread + 5 * b * dim * 4 + n * 8 + (1 << 20);
     // The keys' gradient is N × D itself, and Candle adds it to zeros.
     let with_keys = bound + 3 * n * dim * 4;

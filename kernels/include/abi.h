@@ -395,6 +395,66 @@ struct Gathered {
     uint32_t reserved;
 };
 
+// Bytes of what one split of the keys knows of a row of a divergence.
+constexpr uint32_t DIVERGENCE_PARTIAL_BYTES = 24;
+// Words of the status of a divergence: the least bad row of the queries, keys, teacher's queries and teacher's keys, the
+// least row whose known statistics are not the teacher's, and the least row whose divergence leaves f32.
+constexpr uint32_t DIVERGENCE_STATUS = 6;
+
+// divergence_*: a student's distribution over the keys against its teacher's.
+struct Divergence {
+    // Matrices [rows, dim] with rows `stride` elements apart.
+    uint64_t queries;
+    uint64_t keys;
+    uint64_t teacher_queries;
+    uint64_t teacher_keys;
+    uint64_t query_stride;
+    uint64_t key_stride;
+    uint64_t teacher_query_stride;
+    uint64_t teacher_key_stride;
+    // One bit a key, in u32 words: only keys whose bit is set.
+    uint64_t valid;
+    // u32: no pairs of one id.
+    uint64_t query_ids;
+    uint64_t key_ids;
+    // f32 [queries]: the teacher's log-sum-exp of an earlier pass, or 0; −∞ for rows where it is not known.
+    uint64_t known;
+    // [queries, splits] of DIVERGENCE_PARTIAL_BYTES.
+    uint64_t partials;
+    // f32 [queries].
+    uint64_t losses;
+    uint64_t log_sum_exp;
+    uint64_t teacher_log_sum_exp;
+    // f32 [queries]: the mean difference of the scores, and what no coefficient exceeds, 0 for rows that do not count.
+    uint64_t mean;
+    uint64_t bound;
+    // f32 [splits, queries, dim] and [queries, dim].
+    uint64_t partial_gradients;
+    uint64_t query_gradient;
+    // f32 [queries], [queries], one and [keys, dim].
+    uint64_t upstream;
+    uint64_t row_weights;
+    uint64_t row_unit;
+    uint64_t key_gradient;
+    // u32 [DIVERGENCE_STATUS].
+    uint64_t status;
+    uint32_t query_count;
+    uint32_t key_count;
+    uint32_t dim;
+    uint32_t teacher_dim;
+    uint32_t splits;
+    // 1 for KL(student ‖ teacher).
+    uint32_t reverse;
+    // 1 when query i does not meet key i.
+    uint32_t ignore_diagonal;
+    // f32, bit for bit: log₂e / (τ T) of both sides, T / τ of the student, and T².
+    uint32_t scale;
+    uint32_t teacher_scale;
+    uint32_t outer;
+    uint32_t squared;
+    uint32_t reserved;
+};
+
 // Words of the status of an update: the least bad position of an index, of a row and of a sum without a direction, and
 // the least bad row of the bank.
 constexpr uint32_t UPDATE_STATUS = 4;

@@ -83,6 +83,10 @@ pub const WIDE_DIMS: usize = 32;
 pub const GATHERED_PARTIAL_BYTES: usize = 24;
 /// Words of the status of a loss over lists.
 pub const GATHERED_STATUS: usize = 9;
+/// Bytes of what one split of the keys knows of a row of a divergence.
+pub const DIVERGENCE_PARTIAL_BYTES: usize = 24;
+/// Words of the status of a divergence.
+pub const DIVERGENCE_STATUS: usize = 6;
 /// Words of the status of an update.
 pub const UPDATE_STATUS: usize = 4;
 /// Words of the status of class centers.
@@ -364,6 +368,45 @@ params! {
         reserved: u32,
     }
     /// `gathered_update_*`.
+    Divergence {
+        queries: u64,
+        keys: u64,
+        teacher_queries: u64,
+        teacher_keys: u64,
+        query_stride: u64,
+        key_stride: u64,
+        teacher_query_stride: u64,
+        teacher_key_stride: u64,
+        valid: u64,
+        query_ids: u64,
+        key_ids: u64,
+        known: u64,
+        partials: u64,
+        losses: u64,
+        log_sum_exp: u64,
+        teacher_log_sum_exp: u64,
+        mean: u64,
+        bound: u64,
+        partial_gradients: u64,
+        query_gradient: u64,
+        upstream: u64,
+        row_weights: u64,
+        row_unit: u64,
+        key_gradient: u64,
+        status: u64,
+        query_count: u32,
+        key_count: u32,
+        dim: u32,
+        teacher_dim: u32,
+        splits: u32,
+        reverse: u32,
+        ignore_diagonal: u32,
+        scale: u32,
+        teacher_scale: u32,
+        outer: u32,
+        squared: u32,
+        reserved: u32,
+    }
     GatheredUpdate {
         bank: u64,
         rows: u64,

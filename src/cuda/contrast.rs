@@ -2,7 +2,7 @@
 
 mod check;
 mod moments;
-mod plan;
+pub(super) mod plan;
 
 use consonance_cpu::Error as Bad;
 use consonance_cpu::contrast::{AffinityMap, Options};

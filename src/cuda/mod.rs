@@ -7,6 +7,7 @@
 pub mod abi;
 pub mod bank;
 pub mod contrast;
+pub mod divergence;
 #[cfg(feature = "cuda")]
 mod driver;
 mod error;

@@ -1,12 +1,15 @@
 //! The divergence of a student's distribution over keys from its teacher's, as a differentiable Candle op.
 
+mod kernels;
 mod options;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
 use consonance_cpu::{Rows, divergence as cpu};
 
+use super::place::Place;
 use super::view::{Matrix, labels, mask, weights};
 use crate::{Error, Result};
+use kernels::ByKernels;
 
 pub use consonance_cpu::divergence::Direction;
 pub use options::{DivergenceOptions, TeacherStatistics};
@@ -65,8 +68,8 @@ pub struct Divergence {
 /// # Errors
 /// [`Error::Rank`], [`Error::DType`], [`Error::Device`] for tensors of the wrong kind; [`Error::Argument`] for empty
 /// queries or keys, shapes that disagree, a teacher that has not the student's rows, temperatures or a softening that are
-/// not finite and above 0, embeddings that are not finite or so large that a sum leaves `f32`, and statistics of
-/// another teacher.
+/// not finite and above 0, embeddings that are not finite or so large that a sum leaves `f32`
+/// ([`Error::Kernel`] on a GPU), and statistics of another teacher.
 pub fn divergence(
     student: (&Tensor, &Tensor),
     teacher: (&Tensor, &Tensor),
@@ -74,19 +77,33 @@ pub fn divergence(
 ) -> Result<Divergence> {
     let (queries, keys) = student;
     let teacher = (teacher.0.detach(), teacher.1.detach());
-    let op = Loss(Box::new(OnCpu::new(student, (&teacher.0, &teacher.1), options)?));
-    let forward = &op.0.forward;
-    let anchors = forward.anchors();
-    let log_sum_exp = Tensor::new(&forward.log_sum_exp[..], queries.device())?;
-    let of_teacher = Tensor::new(&forward.teacher_log_sum_exp[..], queries.device())?;
+    let teacher = (&teacher.0, &teacher.1);
+    let op = match Place::of(OP, "queries", queries)? {
+        Some(place) => {
+            let gradients = queries.track_op();
+            Loss::Kernels(Box::new(ByKernels::new(place, student, teacher, options, gradients)?))
+        }
+        None => Loss::Cpu(Box::new(OnCpu::new(student, teacher, options)?)),
+    };
+    let (log_sum_exp, of_teacher, anchors) = match &op {
+        Loss::Cpu(loss) => {
+            let of_rows = |values: &[f32]| Tensor::new(values, queries.device());
+            let forward = &loss.forward;
+            (of_rows(&forward.log_sum_exp)?, of_rows(&forward.teacher_log_sum_exp)?, forward.anchors())
+        }
+        Loss::Kernels(loss) => (loss.log_sum_exp.clone(), loss.of_teacher.clone(), loss.anchors),
+    };
     let per_row = queries.apply_op2(keys, op)?;
     let loss = (per_row.sum_all()? * (1.0 / anchors.max(1) as f64))?;
     Ok(Divergence { loss, per_row, log_sum_exp, teacher: TeacherStatistics::new(&of_teacher)?, anchors })
 }
 
 /// The op: its result and all that the backward pass needs were computed before it is applied, so that errors keep
-/// their type.
-struct Loss(Box<OnCpu>);
+/// their type and a query's gradient costs no second call.
+enum Loss {
+    Cpu(Box<OnCpu>),
+    Kernels(Box<ByKernels>),
+}
 
 impl CustomOp2 for Loss {
     fn name(&self) -> &'static str {
@@ -100,9 +117,26 @@ impl CustomOp2 for Loss {
         _: &CpuStorage,
         _: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let per_row = self.0.forward.per_row.clone();
+        let per_row = match self {
+            Self::Cpu(loss) => loss.forward.per_row.clone(),
+            Self::Kernels(loss) => loss.per_row.to_vec1::<f32>()?,
+        };
         let shape = Shape::from(per_row.len());
         Ok((CpuStorage::F32(per_row), shape))
+    }
+
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(
+        &self,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        match self {
+            Self::Kernels(loss) => super::place::cuda_storage(&loss.per_row),
+            Self::Cpu(_) => candle_core::bail!("{OP}: computed on the CPU for tensors of a CUDA device"),
+        }
     }
 
     fn bwd(
@@ -113,8 +147,14 @@ impl CustomOp2 for Loss {
         row_gradients: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let g = row_gradients.detach().to_dtype(DType::F32)?.contiguous()?;
-        let for_queries = queries.track_op().then(|| self.0.query_gradient(&g, queries));
-        let for_keys = keys.track_op().then(|| self.0.key_gradient(&g, queries, keys));
+        let for_queries = queries.track_op().then(|| match self {
+            Self::Cpu(loss) => loss.query_gradient(&g, queries),
+            Self::Kernels(loss) => loss.query_gradient(&g, queries),
+        });
+        let for_keys = keys.track_op().then(|| match self {
+            Self::Cpu(loss) => loss.key_gradient(&g, queries, keys),
+            Self::Kernels(loss) => loss.key_gradient(&g, keys),
+        });
         Ok((for_queries.transpose()?, for_keys.transpose()?))
     }
 }

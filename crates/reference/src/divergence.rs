@@ -268,13 +268,13 @@ mod tests {
                 of[at] += by;
                 of
             };
-            for at in 0..x.len() {
+            for (at, found) in of_x.iter().enumerate() {
                 let difference = loss(&moved(&x, at, h), &y) - loss(&moved(&x, at, -h), &y);
-                assert_abs_diff_eq!(of_x[at], difference / (2.0 * h), epsilon = 1e-7);
+                assert_abs_diff_eq!(*found, difference / (2.0 * h), epsilon = 1e-7);
             }
-            for at in 0..y.len() {
+            for (at, found) in of_y.iter().enumerate() {
                 let difference = loss(&x, &moved(&y, at, h)) - loss(&x, &moved(&y, at, -h));
-                assert_abs_diff_eq!(of_y[at], difference / (2.0 * h), epsilon = 1e-7);
+                assert_abs_diff_eq!(*found, difference / (2.0 * h), epsilon = 1e-7);
             }
         }
     }

@@ -95,6 +95,8 @@ fn the_constants_agree() {
         ("WIDE_DIMS", abi::WIDE_DIMS),
         ("GATHERED_PARTIAL_BYTES", abi::GATHERED_PARTIAL_BYTES),
         ("GATHERED_STATUS", abi::GATHERED_STATUS),
+        ("DIVERGENCE_PARTIAL_BYTES", abi::DIVERGENCE_PARTIAL_BYTES),
+        ("DIVERGENCE_STATUS", abi::DIVERGENCE_STATUS),
         ("UPDATE_STATUS", abi::UPDATE_STATUS),
         ("CENTERS_STATUS", abi::CENTERS_STATUS),
     ] {

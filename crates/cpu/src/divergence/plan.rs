@@ -101,7 +101,7 @@ impl Plan {
         }
         if let Some(known) = problem.teacher_log_sum_exp {
             check_length("statistics", known.len(), b, "query")?;
-            if let Some(bad) = known.iter().find(|lse| !(**lse < f32::INFINITY)) {
+            if let Some(bad) = known.iter().find(|lse| lse.is_nan() || **lse == f32::INFINITY) {
                 return Err(Error::range(OP, "statistics", bad, "log-sum-exps of an earlier pass"));
             }
         }

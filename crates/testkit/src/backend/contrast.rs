@@ -269,16 +269,16 @@ impl Cpu {
 type Uploaded = Option<(Memory, Memory)>;
 
 impl<E: Executor> OnDevice<E> {
-    fn bits(&self, mask: Option<&Vec<bool>>) -> Result<Option<Memory>> {
+    pub(super) fn bits(&self, mask: Option<&Vec<bool>>) -> Result<Option<Memory>> {
         let word = |chunk: &[bool]| chunk.iter().rev().fold(0, |word, on| word << 1 | u32::from(*on));
         mask.map(|mask| self.upload(&mask.chunks(32).map(word).collect::<Vec<u32>>())).transpose()
     }
 
-    fn floats(&self, values: &[f32]) -> Result<Memory> {
+    pub(super) fn floats(&self, values: &[f32]) -> Result<Memory> {
         self.executor().upload(OP, bytemuck::cast_slice(values))
     }
 
-    fn both(&self, sides: Option<(&[u32], &[u32])>) -> Result<Uploaded> {
+    pub(super) fn both(&self, sides: Option<(&[u32], &[u32])>) -> Result<Uploaded> {
         sides.map(|(left, right)| Ok((self.upload(left)?, self.upload(right)?))).transpose()
     }
 

@@ -6,8 +6,8 @@ use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
 use super::{
-    Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
-    PushCase, Pushed, RankingCase, Sides, UpdateCase, Updated,
+    Backend, CentersCase, ContrastCase, ContrastFound, DivergenceCase, DivergenceFound, GatheredCase,
+    GatheredFound, Gradients, NeighborsCase, PushCase, Pushed, RankingCase, Sides, UpdateCase, Updated,
 };
 use crate::stored::Stored;
 
@@ -149,6 +149,10 @@ impl<E: Executor> Backend for OnDevice<E> {
 
     fn contrast(&self, case: &ContrastCase) -> std::result::Result<ContrastFound, String> {
         self.contrast_of(case).map_err(|error| error.to_string())
+    }
+
+    fn divergence(&self, case: &DivergenceCase) -> std::result::Result<DivergenceFound, String> {
+        self.divergence_of(case).map_err(|error| error.to_string())
     }
 
     fn gathered(&self, case: &GatheredCase, gradients: bool) -> std::result::Result<GatheredFound, String> {

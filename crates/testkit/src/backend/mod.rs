@@ -3,6 +3,7 @@
 mod bank;
 mod contrast;
 mod device;
+mod divergence;
 mod gathered;
 mod guarded;
 mod recorded;
@@ -16,6 +17,7 @@ use crate::stored::Stored;
 pub use bank::{Batch, CentersCase, PushCase, Pushed};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
 pub use device::OnDevice;
+pub use divergence::{DivergenceCase, DivergenceFound};
 pub use gathered::{GatheredCase, GatheredFound, GatheredLoss, GatheredPositives, UpdateCase, Updated};
 pub use guarded::Guarded;
 pub use recorded::Recorded;
@@ -140,6 +142,12 @@ pub trait Backend {
     /// What the backend says.
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String>;
 
+    /// The divergences of two distributions over the same keys, and all gradients.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn divergence(&self, case: &DivergenceCase) -> Result<DivergenceFound, String>;
+
     /// The losses over lists of bank rows, with or without gradients.
     ///
     /// # Errors
@@ -189,6 +197,10 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
         (**self).contrast(case)
+    }
+
+    fn divergence(&self, case: &DivergenceCase) -> Result<DivergenceFound, String> {
+        (**self).divergence(case)
     }
 
     fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String> {
@@ -265,6 +277,10 @@ impl Backend for Cpu {
 
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
         Self::contrast_of(case)
+    }
+
+    fn divergence(&self, case: &DivergenceCase) -> Result<DivergenceFound, String> {
+        Self::divergence_of(case)
     }
 
     fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String> {

@@ -7,8 +7,8 @@ use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
 use super::{
-    Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
-    PushCase, Pushed, RankingCase, UpdateCase, Updated,
+    Backend, CentersCase, ContrastCase, ContrastFound, DivergenceCase, DivergenceFound, GatheredCase,
+    GatheredFound, Gradients, NeighborsCase, PushCase, Pushed, RankingCase, UpdateCase, Updated,
 };
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
@@ -72,6 +72,17 @@ impl<B: Backend> Backend for Recorded<B> {
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
         let found = self.backend.contrast(case)?;
         for floats in [&found.per_row, &found.log_sum_exp, &found.queries, &found.temperatures, &found.keys] {
+            self.add(floats);
+        }
+        found.counted.hash(&mut *self.digest.borrow_mut());
+        Ok(found)
+    }
+
+    fn divergence(&self, case: &DivergenceCase) -> Result<DivergenceFound, String> {
+        let found = self.backend.divergence(case)?;
+        for floats in
+            [&found.per_row, &found.log_sum_exp, &found.teacher_log_sum_exp, &found.queries, &found.keys]
+        {
             self.add(floats);
         }
         found.counted.hash(&mut *self.digest.borrow_mut());

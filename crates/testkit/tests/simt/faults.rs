@@ -2,6 +2,8 @@
 
 #[path = "bank_faults.rs"]
 mod bank;
+#[path = "divergence_faults.rs"]
+mod divergence;
 #[path = "gathered_faults.rs"]
 mod gathered;
 
@@ -279,7 +281,7 @@ const CONTRAST: Family = (
             "(m >= 0.0f ? 1.0f : e)",
             "(m < 0.0f ? 1.0f : e)",
         ),
-        fault("coefficients are too large for 16 bits", "include/gradient.cuh", "(267 - ", "(271 - "),
+        fault("coefficients are too large for 16 bits", "include/units.cuh", "(267 - ", "(271 - "),
         fault(
             "weights of positives are halved in the gradient",
             "include/gradient.cuh",
@@ -307,8 +309,8 @@ const CONTRAST: Family = (
         fault(
             "values of other dimensions are multiplied",
             "include/sweep.cuh",
-            "part + next_step - parts",
-            "part + parts - next_step",
+            "part + step);",
+            "part - step);",
         ),
         fault("the last dimensions are lost", "include/sweep.cuh", "if (d < dim)", "if (d + 8 < dim)"),
         fault(
@@ -398,10 +400,10 @@ fn the_suite_finds_every_planted_fault() {
     if skipped_without_compiler() {
         return;
     }
-    let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED, &bank::BANK]
-        .into_iter()
-        .flat_map(|family| family.2.iter().map(move |f| (family, f)))
-        .collect();
+    let families =
+        [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED, &bank::BANK, &divergence::DIVERGENCE];
+    let faults: Vec<(&Family, &Fault)> =
+        families.into_iter().flat_map(|family| family.2.iter().map(move |f| (family, f))).collect();
     let unfound: Vec<String> = faults
         .into_par_iter()
         .filter_map(|(family, fault)| {
