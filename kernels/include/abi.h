@@ -468,3 +468,90 @@ struct BankCenters {
     uint32_t write;
     uint32_t reserved;
 };
+
+// Threads of a block of the clustering kernels.
+constexpr uint32_t CLUSTER_THREADS = 256;
+// Clusters of a class whose sums a streamed assignment takes along.
+constexpr uint32_t FUSED_CLUSTERS = 64;
+// Where centroids start.
+constexpr uint32_t START_PLUS_PLUS = 0;
+constexpr uint32_t START_ROWS = 1;
+constexpr uint32_t START_GIVEN = 2;
+
+// clusters_*: k-means inside every class. Positions are places of rows in the order of the classes.
+struct Clusters {
+    // Matrix [row_count, dim] with rows `stride` elements apart.
+    uint64_t points;
+    uint64_t stride;
+    // u32 [row_count]: the row at every position.
+    uint64_t members;
+    // u32 by class: its first position and the one behind its last, its first cluster and the one behind its last, its label,
+    // and the rows of a chunk, whose sums are added up apart.
+    uint64_t first_rows;
+    uint64_t end_rows;
+    uint64_t first_clusters;
+    uint64_t end_clusters;
+    uint64_t labels;
+    uint64_t chunk_rows;
+    // u32: the classes of this launch; its chunks: their classes, their first positions and their places in `partials`; its
+    // clusters and their classes.
+    uint64_t classes;
+    uint64_t chunk_classes;
+    uint64_t chunk_firsts;
+    uint64_t chunk_places;
+    uint64_t clusters;
+    uint64_t cluster_classes;
+    // u32 by class: its first chunk.
+    uint64_t first_chunks;
+    // f32 [clusters, dim]: START_GIVEN; u32 by cluster: rows of the class, read with START_ROWS and written else.
+    uint64_t given;
+    uint64_t chosen;
+    // f64 [clusters, dim]: places and sums of the clusters; f64 [places, dim].
+    uint64_t exact;
+    uint64_t sums;
+    uint64_t partials;
+    // By cluster: f32 [clusters, dim], f32, f64 and u32: its first place in `order`.
+    uint64_t centers;
+    uint64_t starts;
+    uint64_t moves;
+    uint64_t places;
+    // By position: f32 inverses of norms, f64 squared distances, u32 nearest cluster.
+    uint64_t inverses;
+    uint64_t far;
+    uint64_t nearest;
+    // u32: positions in the order of their clusters, counted from `order_first`.
+    uint64_t order;
+    // By class: f32 [classes, dim], f64 and u32.
+    uint64_t shifts;
+    uint64_t variances;
+    uint64_t states;
+    uint64_t changes;
+    // Results: f32 [clusters, dim]; by cluster u32, f32 and f32; by row u32 and f32; by class f64 and u32.
+    uint64_t centroids;
+    uint64_t sizes;
+    uint64_t spread;
+    uint64_t mean_distance;
+    uint64_t assignment;
+    uint64_t margin;
+    uint64_t inertia;
+    uint64_t iterations;
+    // u32 [2]: the least row that cannot be clustered, and how many classes are not done.
+    uint64_t status;
+    uint64_t seed;
+    // An f64, bit for bit.
+    uint64_t tolerance;
+    uint32_t row_count;
+    uint32_t dim;
+    uint32_t start;
+    uint32_t max_iterations;
+    // 1 on the sphere.
+    uint32_t unit;
+    // Elements from row to row in shared memory, and rows of a tile.
+    uint32_t distance;
+    uint32_t tile_rows;
+    // The step of k-means++; 1 in the last assignment.
+    uint32_t step;
+    uint32_t order_first;
+    // What has so many classes, chunks or clusters in this launch.
+    uint32_t count;
+};

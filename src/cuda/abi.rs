@@ -88,6 +88,17 @@ pub const UPDATE_STATUS: usize = 4;
 /// Words of the status of class centers.
 pub const CENTERS_STATUS: usize = 3;
 
+/// Threads of a block of the clustering kernels.
+pub const CLUSTER_THREADS: usize = 256;
+/// Clusters of a class whose sums a streamed assignment takes along.
+pub const FUSED_CLUSTERS: usize = 64;
+/// Centroids start by k-means++.
+pub const START_PLUS_PLUS: usize = 0;
+/// Centroids start at rows.
+pub const START_ROWS: usize = 1;
+/// Centroids start at given places.
+pub const START_GIVEN: usize = 2;
+
 /// A storage type's number.
 pub(super) fn storage_type(dtype: DType) -> u32 {
     let number = match dtype {
@@ -412,5 +423,62 @@ params! {
         normalize: u32,
         write: u32,
         reserved: u32,
+    }
+    /// `clusters_*`.
+    Clusters {
+        points: u64,
+        stride: u64,
+        members: u64,
+        first_rows: u64,
+        end_rows: u64,
+        first_clusters: u64,
+        end_clusters: u64,
+        labels: u64,
+        chunk_rows: u64,
+        classes: u64,
+        chunk_classes: u64,
+        chunk_firsts: u64,
+        chunk_places: u64,
+        clusters: u64,
+        cluster_classes: u64,
+        first_chunks: u64,
+        given: u64,
+        chosen: u64,
+        exact: u64,
+        sums: u64,
+        partials: u64,
+        centers: u64,
+        starts: u64,
+        moves: u64,
+        places: u64,
+        inverses: u64,
+        far: u64,
+        nearest: u64,
+        order: u64,
+        shifts: u64,
+        variances: u64,
+        states: u64,
+        changes: u64,
+        centroids: u64,
+        sizes: u64,
+        spread: u64,
+        mean_distance: u64,
+        assignment: u64,
+        margin: u64,
+        inertia: u64,
+        iterations: u64,
+        status: u64,
+        seed: u64,
+        tolerance: u64,
+        row_count: u32,
+        dim: u32,
+        start: u32,
+        max_iterations: u32,
+        unit: u32,
+        distance: u32,
+        tile_rows: u32,
+        step: u32,
+        order_first: u32,
+        count: u32,
     }
 }

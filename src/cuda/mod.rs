@@ -6,6 +6,7 @@
 
 pub mod abi;
 pub mod bank;
+pub mod clusters;
 pub mod contrast;
 #[cfg(feature = "cuda")]
 mod driver;

@@ -97,6 +97,11 @@ fn the_constants_agree() {
         ("GATHERED_STATUS", abi::GATHERED_STATUS),
         ("UPDATE_STATUS", abi::UPDATE_STATUS),
         ("CENTERS_STATUS", abi::CENTERS_STATUS),
+        ("CLUSTER_THREADS", abi::CLUSTER_THREADS),
+        ("FUSED_CLUSTERS", abi::FUSED_CLUSTERS),
+        ("START_PLUS_PLUS", abi::START_PLUS_PLUS),
+        ("START_ROWS", abi::START_ROWS),
+        ("START_GIVEN", abi::START_GIVEN),
     ] {
         assert_eq!(value(name), ours, "{name}");
     }

@@ -2,12 +2,13 @@
 
 use consonance::cuda::neighbors::{Classes, Search, Side, gradient, neighbors, pack_bits};
 use consonance::cuda::{Bytes, Executor, Matrix, Memory, Result, Words, ranking, segments};
+use consonance_cpu::clusters::SubClusters;
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
 use super::{
-    Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
-    PushCase, Pushed, RankingCase, Sides, UpdateCase, Updated,
+    Backend, CentersCase, ClustersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients,
+    NeighborsCase, PushCase, Pushed, RankingCase, Sides, UpdateCase, Updated,
 };
 use crate::stored::Stored;
 
@@ -165,5 +166,9 @@ impl<E: Executor> Backend for OnDevice<E> {
 
     fn update_centers(&self, case: &CentersCase) -> std::result::Result<Updated, String> {
         self.centered(case).map_err(|error| error.to_string())
+    }
+
+    fn clusters(&self, case: &ClustersCase) -> std::result::Result<SubClusters, String> {
+        self.clustered(case)
     }
 }

@@ -1,6 +1,7 @@
 //! What a case runs on: the CPU backend, or the kernels on some executor.
 
 mod bank;
+mod clusters;
 mod contrast;
 mod device;
 mod gathered;
@@ -8,12 +9,14 @@ mod guarded;
 mod recorded;
 mod simt;
 
+use consonance_cpu::clusters::SubClusters;
 use consonance_cpu::neighbors::{self as cpu, Metric, Neighbors};
 use consonance_cpu::ranking::{self, ApVariant, Ranking};
 
 use crate::stored::Stored;
 
 pub use bank::{Batch, CentersCase, PushCase, Pushed};
+pub use clusters::{ClustersCase, ClustersStart};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
 pub use device::OnDevice;
 pub use gathered::{GatheredCase, GatheredFound, GatheredLoss, GatheredPositives, UpdateCase, Updated};
@@ -163,6 +166,12 @@ pub trait Backend {
     /// # Errors
     /// What the backend says when there are no centers to give back.
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String>;
+
+    /// The clusters of every class.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String>;
 }
 
 impl<B: Backend + ?Sized> Backend for &B {
@@ -205,6 +214,10 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         (**self).update_centers(case)
+    }
+
+    fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {
+        (**self).clusters(case)
     }
 }
 
@@ -281,5 +294,9 @@ impl Backend for Cpu {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         Ok(Self::centered(case))
+    }
+
+    fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {
+        Self::clustered(case)
     }
 }

@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use consonance_cpu::clusters::SubClusters;
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
 
 use super::{
-    Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
-    PushCase, Pushed, RankingCase, UpdateCase, Updated,
+    Backend, CentersCase, ClustersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients,
+    NeighborsCase, PushCase, Pushed, RankingCase, UpdateCase, Updated,
 };
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
@@ -103,6 +104,16 @@ impl<B: Backend> Backend for Recorded<B> {
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         let found = self.backend.update_centers(case)?;
         self.add(&found.0);
+        Ok(found)
+    }
+
+    fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {
+        let found = self.backend.clusters(case)?;
+        for floats in [&found.centroids, &found.spread, &found.mean_distance, &found.margin] {
+            self.add(floats);
+        }
+        found.inertia.iter().for_each(|value| value.to_bits().hash(&mut *self.digest.borrow_mut()));
+        (&found.sizes, &found.assignment, &found.iterations).hash(&mut *self.digest.borrow_mut());
         Ok(found)
     }
 }

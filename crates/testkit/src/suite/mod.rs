@@ -6,6 +6,7 @@
 //! held to a bound derived beforehand.
 
 pub mod bank;
+pub mod clusters;
 pub mod contrast;
 mod contrast_bound;
 pub mod gathered;
@@ -36,7 +37,14 @@ pub type Check = (&'static str, fn(&dyn crate::backend::Backend) -> Outcome);
 
 /// All checks of all families.
 pub fn all() -> impl Iterator<Item = Check> {
-    let families = [neighbors::CHECKS, ranking::CHECKS, contrast::CHECKS, gathered::CHECKS, bank::CHECKS];
+    let families = [
+        neighbors::CHECKS,
+        ranking::CHECKS,
+        contrast::CHECKS,
+        gathered::CHECKS,
+        bank::CHECKS,
+        clusters::CHECKS,
+    ];
     families.into_iter().flatten().copied()
 }
 

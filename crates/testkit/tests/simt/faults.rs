@@ -2,6 +2,8 @@
 
 #[path = "bank_faults.rs"]
 mod bank;
+#[path = "clusters_faults.rs"]
+mod clusters;
 #[path = "gathered_faults.rs"]
 mod gathered;
 
@@ -398,7 +400,9 @@ fn the_suite_finds_every_planted_fault() {
     if skipped_without_compiler() {
         return;
     }
-    let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED, &bank::BANK]
+    let families =
+        [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED, &bank::BANK, &clusters::CLUSTERS];
+    let faults: Vec<(&Family, &Fault)> = families
         .into_iter()
         .flat_map(|family| family.2.iter().map(move |f| (family, f)))
         .collect();
