@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+#[path = "kernels/clusters.rs"]
+mod clusters;
 #[path = "kernels/contrast.rs"]
 mod contrast;
 

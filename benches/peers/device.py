@@ -81,6 +81,34 @@ def clusters(torch, shape, dtype):
         return centroids
 
     yield "torch bmm + argmin", fit
+    yield from clusters_of_packages(points, k)
+
+
+def clusters_of_packages(points, k):
+    """Peers that may not be installed: they say so in the row of their name."""
+    try:
+        from flash_kmeans import batch_kmeans_Euclid
+
+        yield "flash-kmeans", lambda: batch_kmeans_Euclid(points, n_clusters=k, max_iters=ITERATIONS, tol=0.0)
+    except ImportError as error:
+        yield "flash-kmeans", missing(error)
+    try:
+        from fast_pytorch_kmeans import KMeans
+
+        def fit():
+            for rows in points:
+                KMeans(n_clusters=k, max_iter=ITERATIONS, tol=0.0, mode="euclidean").fit_predict(rows)
+
+        yield "fast-pytorch-kmeans, a loop over classes", fit
+    except ImportError as error:
+        yield "fast-pytorch-kmeans", missing(error)
+
+
+def missing(error):
+    def call():
+        raise RuntimeError(f"not installed: {error}")
+
+    return call
 
 
 FAMILIES = {"neighbors": neighbors, "contrast": contrast, "clusters": clusters}
@@ -121,14 +149,23 @@ def main():
             for dtype in (torch.float32, torch.float16, torch.bfloat16):
                 name = str(dtype).removeprefix("torch.")
                 # A peer that fails is said to have failed; the others are measured all the same.
+                peer = "inputs"
                 try:
                     for peer, call in peers(torch, shape, dtype):
-                        times = milliseconds(torch, call, options.repeats)
-                        report(options.table, family, shape, name, peer, times)
+                        try:
+                            times = milliseconds(torch, call, options.repeats)
+                        except Exception as error:
+                            failed(options.table, family, shape, name, peer, error)
+                        else:
+                            report(options.table, family, shape, name, peer, times)
                 except Exception as error:
-                    reason = (str(error).splitlines() or [""])[0]
-                    report(options.table, family, shape, name, f"failed: {type(error).__name__}: {reason}", [])
+                    failed(options.table, family, shape, name, peer, error)
                 torch.cuda.empty_cache()
+
+
+def failed(table, family, shape, dtype, peer, error):
+    reason = (str(error).splitlines() or [""])[0]
+    report(table, family, shape, dtype, f"{peer}: failed: {type(error).__name__}: {reason}", [])
 
 
 def report(table, family, shape, dtype, peer, times):

@@ -3,6 +3,8 @@
 
 mod plan;
 
+use std::ops::Range;
+
 use consonance_cpu::Error as Bad;
 use consonance_cpu::clusters::problem::{Begin, Problem};
 use consonance_cpu::clusters::{Geometry, Options};
@@ -333,19 +335,44 @@ impl<'a> Run<'a> {
         Ok(words[1])
     }
 
-    /// The positions from `first` on in the order of their clusters.
-    fn sorted(&self, first: usize) -> Result<(Order, abi::Clusters)> {
-        let len = self.params.row_count as usize - first;
+    /// The positions of a range in the order of their clusters. Inside both ranges that there are, of classes whose sums are
+    /// fused and of the others, classes lie in the order of their clusters.
+    fn sorted(&self, range: Range<usize>) -> Result<(Order, abi::Clusters)> {
         // SAFETY: `nearest` has a word for every position.
-        let nearest = unsafe { Words::from_address(self.params.nearest + 4 * first as u64, len) };
+        let nearest =
+            unsafe { Words::from_address(self.params.nearest + 4 * range.start as u64, range.len()) };
         let order = segments::sort(self.executor, nearest)?;
-        let params = abi::Clusters { order: order.address(), order_first: first as u32, ..self.params };
+        let params = abi::Clusters { order: order.address(), order_first: range.start as u32, ..self.params };
         Ok((order, params))
+    }
+
+    /// The statistics of the streamed classes at `classes` of their list, whose clusters and positions are those ranges.
+    fn statistics(
+        &self,
+        classes: Range<usize>,
+        clusters: Range<usize>,
+        positions: Range<usize>,
+    ) -> Result<()> {
+        if classes.is_empty() {
+            return Ok(());
+        }
+        let (_order, sorted) = self.sorted(positions)?;
+        let params = abi::Clusters {
+            classes: self.streamed + 4 * classes.start as u64,
+            clusters: sorted.clusters + 4 * clusters.start as u64,
+            cluster_classes: sorted.cluster_classes + 4 * clusters.start as u64,
+            count: classes.len() as u32,
+            ..sorted
+        };
+        self.each("places", classes.len(), &params)?;
+        self.each("finish", clusters.len(), &params)?;
+        self.each("inertia", classes.len().div_ceil(CLUSTER_THREADS), &params)
     }
 
     fn streamed(&self, max_iterations: usize) -> Result<()> {
         let tables = &self.tables;
         let (classes, clusters) = (tables.streamed.len(), tables.clusters.len());
+        let n = self.params.row_count as usize;
         let params = abi::Clusters { classes: self.streamed, ..self.params };
         self.chunks("measure", &params)?;
         self.each(&format!("settle_{}", self.suffix), classes, &params)?;
@@ -372,7 +399,7 @@ impl<'a> Run<'a> {
             }
             let average = format!("average_{}", self.suffix);
             if tables.sorted > 0 {
-                let (_order, sorted) = self.sorted(tables.first_sorted)?;
+                let (_order, sorted) = self.sorted(tables.first_sorted..n)?;
                 let classes = self.streamed + 4 * fused as u64;
                 self.each("places", tables.sorted, &abi::Clusters { classes, ..sorted })?;
                 self.each(&average, clusters, &sorted)?;
@@ -385,10 +412,8 @@ impl<'a> Run<'a> {
             }
         }
         self.chunks("assign", &abi::Clusters { step: 1, ..params })?;
-        let (_order, sorted) = self.sorted(tables.first_streamed)?;
-        let sorted = abi::Clusters { classes: self.streamed, count: classes as u32, ..sorted };
-        self.each("places", classes, &sorted)?;
-        self.each("finish", clusters, &sorted)?;
-        self.each("inertia", classes.div_ceil(CLUSTER_THREADS), &sorted)
+        let (middle, between) = (tables.first_sorted, tables.fused_clusters);
+        self.statistics(0..fused, 0..between, tables.first_streamed..middle)?;
+        self.statistics(fused..classes, between..clusters, middle..n)
     }
 }

@@ -88,6 +88,8 @@ pub(super) struct Tables {
     /// Clusters of the streamed classes.
     pub(super) clusters: Vec<u32>,
     pub(super) cluster_classes: Vec<u32>,
+    /// How many of them are of classes whose sums are fused.
+    pub(super) fused_clusters: usize,
     /// Rows of sums of all chunks.
     pub(super) places: usize,
     /// The first position of a streamed class, and of one whose sums are not fused.
@@ -139,6 +141,7 @@ impl Tables {
             }
             if kind(&class) == 1 {
                 tables.first_sorted = end;
+                tables.fused_clusters += clusters(class);
             }
             tables.sorted += usize::from(kind(&class) == 2);
             tables.streamed.push(class as u32);
@@ -218,6 +221,7 @@ mod tests {
         let tables = Tables::new(&problem, 16, 4, 99 * 1024);
         assert_eq!((&tables.on_chip[..], &tables.streamed[..], tables.sorted), (&[0, 3][..], &[2, 1][..], 1));
         assert_eq!((tables.first_streamed, tables.first_sorted, tables.most_clusters), (35, 3035, 70));
+        assert_eq!(tables.fused_clusters, 4);
         for class in 0..4 {
             let own = tables.first_rows[class] as usize..tables.end_rows[class] as usize;
             assert_eq!(tables.members[own], problem.members[problem.rows[class]..problem.rows[class + 1]]);

@@ -17,17 +17,17 @@ use crate::stored::Stored;
 
 /// All checks of this family.
 pub const CHECKS: &[Check] = &[
-    ("clusters: integers", integers),
-    ("clusters: integers that are streamed", streamed),
-    ("clusters: more clusters than are fused", many),
     ("clusters: starts", starts),
-    ("clusters: empty clusters", empty),
     ("clusters: classes far from the origin", far),
     ("clusters: the tolerance", tolerance),
-    ("clusters: inertia of real rows", inertia),
+    ("clusters: empty clusters", empty),
+    ("clusters: integers", integers),
+    ("clusters: refused", refused),
+    ("clusters: integers that are streamed", streamed),
+    ("clusters: more clusters than are fused", many),
     ("clusters: other classes", others),
     ("clusters: on chip and streamed", both_ways),
-    ("clusters: refused", refused),
+    ("clusters: inertia of real rows", inertia),
 ];
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -112,22 +112,20 @@ fn integers(backend: &dyn Backend) -> Outcome {
     for (turn, (d, k)) in (0..).zip([(1, 1), (2, 2), (3, 4), (8, 5), (17, 3), (33, 9), (40, 20)]) {
         let labels = labels_of(&sizes);
         let n = labels.len();
-        for dtype in DType::ALL {
-            for geometry in [Geometry::Euclidean, Geometry::Spherical] {
-                let values = match geometry {
-                    Geometry::Spherical => axes(n, d, turn),
-                    _ => data::integers(n, d, turn),
-                };
-                // Rows of views lie further apart, and need not be aligned.
-                let points = Stored::padded(dtype, &values, d, d + turn as usize % 3, turn as usize % 2);
-                let mut case =
-                    ClustersCase { geometry, ..ClustersCase::new(points, Some(labels.clone()), k) };
-                if turn % 2 == 1 {
-                    case.counts = (1..=sizes.len()).collect();
-                    case.start = ClustersStart::Random(turn);
-                }
-                as_on_the_cpu(backend, &format!("{dtype:?} {geometry:?} [{n}, {d}] into {k}"), &case)?;
+        for (which, geometry) in [Geometry::Euclidean, Geometry::Spherical].into_iter().enumerate() {
+            let dtype = DType::ALL[(turn as usize + which) % 3];
+            let values = match geometry {
+                Geometry::Spherical => axes(n, d, turn),
+                _ => data::integers(n, d, turn),
+            };
+            // Rows of views lie further apart, and need not be aligned.
+            let points = Stored::padded(dtype, &values, d, d + turn as usize % 3, turn as usize % 2);
+            let mut case = ClustersCase { geometry, ..ClustersCase::new(points, Some(labels.clone()), k) };
+            if turn % 2 == 1 {
+                case.counts = (1..=sizes.len()).collect();
+                case.start = ClustersStart::Random(turn);
             }
+            as_on_the_cpu(backend, &format!("{dtype:?} {geometry:?} [{n}, {d}] into {k}"), &case)?;
         }
     }
     Ok(())
@@ -140,12 +138,8 @@ fn streamed(backend: &dyn Backend) -> Outcome {
     {
         let labels = labels_of(&sizes);
         let n = labels.len();
-        for (dtype, geometry) in [
-            (DType::F32, Geometry::Euclidean),
-            (DType::F32, Geometry::Spherical),
-            (DType::F16, Geometry::Euclidean),
-            (DType::BF16, Geometry::Spherical),
-        ] {
+        let (first, second) = (DType::ALL[turn as usize % 3], DType::ALL[(turn as usize + 1) % 3]);
+        for (dtype, geometry) in [(first, Geometry::Euclidean), (second, Geometry::Spherical)] {
             // Rows of 16 bits are longer, so that they do not fit on chip either.
             let d = if dtype == DType::F32 { d } else { 2 * d };
             let values = match geometry {
@@ -155,7 +149,7 @@ fn streamed(backend: &dyn Backend) -> Outcome {
             let points = Stored::padded(dtype, &values, d, d + 2 * turn as usize, turn as usize % 2);
             let case = ClustersCase {
                 geometry,
-                max_iterations: 4,
+                max_iterations: 3,
                 ..ClustersCase::new(points, Some(labels.clone()), k)
             };
             as_on_the_cpu(backend, &format!("{dtype:?} {geometry:?} {sizes:?} of {d} into {k}"), &case)?;
@@ -169,16 +163,10 @@ fn many(backend: &dyn Backend) -> Outcome {
     for dtype in DType::ALL {
         let d = if dtype == DType::F32 { 24 } else { 48 };
         let points = |n, seed| Stored::new(dtype, &blobs(n, d, 30, seed), d);
-        let random = ClustersStart::Random(3);
-        let case = ClustersCase {
-            start: random.clone(),
-            max_iterations: 3,
-            ..ClustersCase::new(points(900, 1), None, 70)
-        };
-        as_on_the_cpu(backend, &format!("{dtype:?}: 900 rows into 70"), &case)?;
         let labels = labels_of(&[900, 900, 30]);
         let mut case = ClustersCase::new(points(labels.len(), 4), Some(labels), 1);
-        (case.counts, case.start, case.max_iterations) = (vec![65, 64, 2], random, 2);
+        case.counts = vec![65, 64, 2];
+        (case.start, case.max_iterations) = (ClustersStart::Random(3), 2);
         as_on_the_cpu(backend, &format!("{dtype:?}: classes into 65, 64 and 2"), &case)?;
     }
     Ok(())
@@ -212,8 +200,11 @@ fn starts(backend: &dyn Backend) -> Outcome {
 
 /// Starts far away, so that most clusters have no row.
 fn empty(backend: &dyn Backend) -> Outcome {
-    for (n, d, k) in [(20, 3, 6), (300, 2, 40), (900, 32, 5), (900, 32, 66)] {
+    for (n, d, k) in [(20, 3, 6), (300, 2, 40), (700, 32, 5), (700, 32, 66)] {
         for geometry in [Geometry::Euclidean, Geometry::Spherical] {
+            if k > 10 && geometry == Geometry::Spherical {
+                continue;
+            }
             let mut start = data::integers(k, d, 5);
             start.iter_mut().skip(d).for_each(|v| *v += 100.0);
             let values = match geometry {
@@ -223,7 +214,7 @@ fn empty(backend: &dyn Backend) -> Outcome {
             let case = ClustersCase {
                 geometry,
                 start: ClustersStart::Given(start),
-                max_iterations: 3,
+                max_iterations: 2,
                 ..ClustersCase::new(Stored::new(DType::F32, &values, d), None, k)
             };
             as_on_the_cpu(backend, &format!("{geometry:?}, {k} starts far from {n} rows"), &case)?;
@@ -261,7 +252,7 @@ fn tolerance(backend: &dyn Backend) -> Outcome {
             let mut case = ClustersCase::new(Stored::new(DType::F32, &values, d), Some(labels), 4);
             (case.geometry, case.max_iterations) = (geometry, 9);
             let slow = Cpu.clusters(&case)?.iterations;
-            case.tolerance = 0.02;
+            case.tolerance = 0.3;
             let fast = Cpu.clusters(&case)?.iterations;
             ensure!(fast.iter().sum::<u32>() < slow.iter().sum::<u32>(), "the tolerance stops nothing");
             as_on_the_cpu(backend, &format!("{geometry:?}, a tolerance, {sizes:?}"), &case)?;
@@ -272,7 +263,7 @@ fn tolerance(backend: &dyn Backend) -> Outcome {
 
 /// At the start of the definition, whose trajectory in f64 the rounds follow: within 10⁻⁶ of its inertia.
 fn inertia(backend: &dyn Backend) -> Outcome {
-    for (n, d, k) in [(150, 16, 6), (700, 40, 6), (800, 32, 66)] {
+    for (n, d, k) in [(150, 16, 6), (640, 40, 5), (700, 32, 66)] {
         for geometry in [Geometry::Euclidean, Geometry::Spherical] {
             let mut x = data::normal(n, d, 5);
             for (row, x) in x.chunks_exact_mut(d).enumerate() {
@@ -281,7 +272,7 @@ fn inertia(backend: &dyn Backend) -> Outcome {
             let case = ClustersCase {
                 geometry,
                 start: ClustersStart::Given(x[..k * d].to_vec()),
-                max_iterations: 4,
+                max_iterations: 3,
                 ..ClustersCase::new(Stored::new(DType::F32, &x, d), None, k)
             };
             let found = backend.clusters(&case)?;
@@ -335,26 +326,28 @@ fn others(backend: &dyn Backend) -> Outcome {
 
 /// Rows of 16 bits fit on chip where those of 32 do not: the same numbers give the same bits, all of them.
 fn both_ways(backend: &dyn Backend) -> Outcome {
-    for (n, d, k, offset) in [(769, 40, 5, 0.0), (769, 40, 5, 30.0), (600, 48, 66, 0.0)] {
+    for (n, d, k, offset, geometry) in [
+        (769, 40, 5, 0.0, Geometry::Spherical),
+        (769, 40, 5, 30.0, Geometry::Euclidean),
+        (600, 48, 66, 0.0, Geometry::Euclidean),
+    ] {
         let values: Vec<f32> = data::normal(n, d, 4).iter().map(|v| v + offset).collect();
         let short = Stored::new(DType::F16, &values, d);
         let values: Vec<f32> = (0..n).flat_map(|row| short.row(row).to_vec()).collect();
         let long = Stored::new(DType::F32, &values, d);
-        for geometry in [Geometry::Euclidean, Geometry::Spherical] {
-            let mut case = ClustersCase::new(short.clone(), None, k);
-            (case.geometry, case.max_iterations) = (geometry, 3);
-            if k > 10 {
-                case.start = ClustersStart::Random(1);
-            }
-            let on_chip = backend.clusters(&case)?;
-            let streamed = backend.clusters(&ClustersCase { points: long.clone(), ..case })?;
-            let what = format!("{geometry:?} [{n}, {d}] into {k}");
-            same(&what, n, &streamed, &on_chip)?;
-            let all = |found: &SubClusters| (bits(&found.spread), bits(&found.mean_distance));
-            ensure!(all(&streamed) == all(&on_chip), "{what}: statistics differ");
-            let inertia = |found: &SubClusters| found.inertia[0].to_bits();
-            ensure!(inertia(&streamed) == inertia(&on_chip), "{what}: inertia differs");
+        let mut case = ClustersCase::new(short, None, k);
+        (case.geometry, case.max_iterations) = (geometry, 3);
+        if k > 10 {
+            case.start = ClustersStart::Random(1);
         }
+        let on_chip = backend.clusters(&case)?;
+        let streamed = backend.clusters(&ClustersCase { points: long, ..case })?;
+        let what = format!("{geometry:?} [{n}, {d}] into {k}");
+        same(&what, n, &streamed, &on_chip)?;
+        let all = |found: &SubClusters| (bits(&found.spread), bits(&found.mean_distance));
+        ensure!(all(&streamed) == all(&on_chip), "{what}: statistics differ");
+        let inertia = |found: &SubClusters| found.inertia[0].to_bits();
+        ensure!(inertia(&streamed) == inertia(&on_chip), "{what}: inertia differs");
     }
     Ok(())
 }

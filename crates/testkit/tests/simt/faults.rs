@@ -400,12 +400,9 @@ fn the_suite_finds_every_planted_fault() {
     if skipped_without_compiler() {
         return;
     }
-    let families =
-        [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED, &bank::BANK, &clusters::CLUSTERS];
-    let faults: Vec<(&Family, &Fault)> = families
-        .into_iter()
-        .flat_map(|family| family.2.iter().map(move |f| (family, f)))
-        .collect();
+    let families = [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED, &bank::BANK, &clusters::CLUSTERS];
+    let faults: Vec<(&Family, &Fault)> =
+        families.into_iter().flat_map(|family| family.2.iter().map(move |f| (family, f))).collect();
     let unfound: Vec<String> = faults
         .into_par_iter()
         .filter_map(|(family, fault)| {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use consonance::cuda::DType;
 use consonance_simt::{Statistics, skipped_without_compiler};
-use consonance_testkit::backend::{Backend, ContrastCase, ContrastRule, OnDevice, Simt};
+use consonance_testkit::backend::{
+    Backend, ClustersCase, ClustersStart, ContrastCase, ContrastRule, OnDevice, Simt,
+};
 use consonance_testkit::data;
 use consonance_testkit::stored::Stored;
 
@@ -58,6 +60,74 @@ fn the_passes_of_contrast_multiply_and_copy_what_their_page_says() {
                 assert_eq!(counted.product_flops, products * unit, "operations of {what}");
                 assert_eq!(counted.async_copies * 16, elements * tiles, "bytes copied by {what}");
             }
+        }
+    }
+}
+
+/// docs/clusters.md, "On a GPU": aligned rows are copied once in all on chip; once a pass where they are streamed.
+#[test]
+fn k_means_reads_the_rows_as_often_as_its_page_says() {
+    if skipped_without_compiler() {
+        return;
+    }
+    let run = |case: &ClustersCase| {
+        let backend = OnDevice::new("simt", Simt::new(super::LIBRARY.clone(), 4, 0));
+        let found = backend.clusters(case).unwrap();
+        (found, backend.executor().statistics())
+    };
+    for dtype in DType::ALL {
+        // On chip: three classes, one launch.
+        let (n, d, k) = (150, 32, 4);
+        let points = Stored::new(dtype, &data::normal(n, d, 1), d);
+        let case = ClustersCase::new(points, Some(data::labels(n, 3, 2)), k);
+        let (found, statistics) = run(&case);
+        let [(name, counted)] = &statistics[..] else { panic!("{} launches", statistics.len()) };
+        assert!(name.starts_with("clusters_segment"));
+        assert!(found.iterations.iter().all(|rounds| *rounds > 2), "{:?}", found.iterations);
+        let bank = (n * d * dtype.bytes()) as u64;
+        assert_eq!(counted.async_copies * 16, bank, "bytes of rows read by {name}");
+        // Row numbers when rows are copied and when results are written; 6 words and a label a step, by every thread; sums of
+        // the moments, and of the clusters once a round.
+        let threads = 256 * (6 * 4 + 4 * k as u64) * 3;
+        let sums: u32 = found.iterations.iter().sum();
+        let rest = 8 * n as u64 + threads + 3 * 8 * d as u64 + u64::from(sums) * (8 * k * d) as u64;
+        println!("{name}: {bank} bytes of rows, {rest} of all else");
+        assert_eq!(counted.global_bytes_read, bank + rest, "bytes read by {name}");
+    }
+    for (dtype, n, d, k, fused) in [
+        (DType::F32, 700, 40, 3, true),
+        (DType::BF16, 1100, 64, 3, true),
+        (DType::F16, 700, 64, 66, false),
+    ] {
+        let points = Stored::new(dtype, &data::normal(n, d, 1), d);
+        let case = ClustersCase {
+            start: ClustersStart::Random(1),
+            max_iterations: 3,
+            ..ClustersCase::new(points, None, k)
+        };
+        let (found, statistics) = run(&case);
+        assert_eq!(found.iterations, [3]);
+        let bank = (n * d * dtype.bytes()) as u64;
+        let launched = |step: &str| {
+            statistics.iter().filter(|(name, _)| name.starts_with(&format!("clusters_{step}"))).collect::<Vec<_>>()
+        };
+        // One read a round, one for norms and moments before, one for distances and margins behind.
+        for (step, times) in [("measure", 1), ("assign", 4)] {
+            let launches = launched(step);
+            assert_eq!(launches.len(), times, "{step}");
+            for (name, counted) in launches {
+                assert_eq!(counted.async_copies * 16, bank, "bytes of rows read by {name}");
+            }
+        }
+        // No cluster was empty: the passes that this takes end before they copy anything.
+        for (name, counted) in launched("far").into_iter().chain(launched("sum")) {
+            assert_eq!(counted.async_copies, 0, "bytes of rows read by {name}");
+        }
+        // The sums of sorted rows are one read more; those of chunks read no row.
+        for (name, counted) in launched("average") {
+            let read = counted.global_bytes_read;
+            println!("{name}, {n} x {d} into {k}: {read} bytes, of rows {bank}");
+            assert_eq!(read >= bank, !fused, "bytes read by {name}");
         }
     }
 }
