@@ -24,6 +24,8 @@ const ROUNDS: &str = "clusters_rounds";
 const THREADS: u32 = CLUSTER_THREADS as u32;
 /// Clusters of a block of `clusters_begin_*`, 16 lanes each.
 const GROUPS: usize = CLUSTER_THREADS / 16;
+/// Positions are `u32`, also those a tile behind the last.
+const MOST_ROWS: usize = 1 << 31;
 
 /// What was found: vectors in the memory of the device, and numbers of the classes.
 #[derive(Debug)]
@@ -55,8 +57,9 @@ pub struct SubClusters {
 ///
 /// Classes that fit into the shared memory of a block are done by one launch that reads their rows once. The others are
 /// streamed, one read a round for up to 64 clusters of a class and two for more, as docs/clusters.md says in full; a class
-/// gets the same bits on both ways. This waits for the device. Memory of the device: 16 bytes a row, 24 bytes a centroid and
-/// dimension, and for streamed classes at most 56 bytes a row more.
+/// gets the same bits on both ways. This waits for the device. Memory of the device: 12 bytes a row, 20 bytes a centroid and
+/// dimension (a given start 8 more), and for streamed classes 24 bytes a row, 4 bytes a centroid and dimension, and at most 32
+/// bytes a row and a sum for each of 64 clusters more.
 ///
 /// # Errors
 /// [`Error::Argument`] for what the CPU backend refuses as well, and for rows that do not fit into shared memory;
@@ -70,6 +73,9 @@ pub fn sub_clusters(
 ) -> Result<SubClusters> {
     check_sides(OP, ["points"; 2], points, points)?;
     let (n, dim, bytes) = (points.rows(), points.cols(), points.dtype().bytes());
+    if n > MOST_ROWS {
+        return Err(Bad::range(OP, "points", format!("{n} rows"), "at most 2^31 rows").into());
+    }
     let problem = Problem::new((n, dim), labels, options)?;
     let limit = executor.limits().shared_bytes as usize;
     let tables = Tables::new(&problem, dim, bytes, limit);

@@ -193,9 +193,15 @@ fn starts(backend: &dyn Backend) -> Outcome {
         ensure!(found.centroids == expected, "classes of {sizes:?}: k-means++ chose other rows");
         as_on_the_cpu(backend, &format!("no rounds, {sizes:?}"), &case)?;
     }
-    // All rows are alike: every further row has weight 0.
-    let same = Stored::new(DType::BF16, &[5.0; 21], 3);
-    as_on_the_cpu(backend, "rows that are alike", &ClustersCase::new(same, None, 4))
+    // All rows are alike but the first: further rows have weight 0, and those that were chosen are not chosen again.
+    for (n, d) in [(7, 3), (700, 40)] {
+        let mut values = vec![5.0; n * d];
+        values[..d].fill(9.0);
+        let mut case = ClustersCase::new(Stored::new(DType::F32, &values, d), None, 4);
+        case.max_iterations = 1;
+        as_on_the_cpu(backend, &format!("{n} rows at two places"), &case)?;
+    }
+    Ok(())
 }
 
 /// Starts far away, so that most clusters have no row.
@@ -221,11 +227,19 @@ fn empty(backend: &dyn Backend) -> Outcome {
         }
     }
     // Rows that coincide with their centroid stay, and clusters stay empty.
-    let mut few = vec![1.0; 60];
-    few[3..6].fill(2.0);
-    let start = ClustersStart::Given([1.0f32, 9.0, 9.0, 9.0].iter().flat_map(|v| [*v; 3]).collect());
-    let case = ClustersCase { start, ..ClustersCase::new(Stored::new(DType::F32, &few, 3), None, 4) };
-    as_on_the_cpu(backend, "two places for four clusters", &case)
+    for (n, d) in [(20, 3), (700, 40)] {
+        let mut few = vec![1.0; n * d];
+        few[d..2 * d].fill(2.0);
+        let start = [1.0f32, 9.0, 9.0, 9.0].into_iter().flat_map(|v| std::iter::repeat_n(v, d)).collect();
+        let points = Stored::new(DType::F32, &few, d);
+        let case = ClustersCase {
+            start: ClustersStart::Given(start),
+            max_iterations: 5,
+            ..ClustersCase::new(points, None, 4)
+        };
+        as_on_the_cpu(backend, &format!("two places of {n} rows for four clusters"), &case)?;
+    }
+    Ok(())
 }
 
 fn far(backend: &dyn Backend) -> Outcome {

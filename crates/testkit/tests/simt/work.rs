@@ -94,11 +94,9 @@ fn k_means_reads_the_rows_as_often_as_its_page_says() {
         println!("{name}: {bank} bytes of rows, {rest} of all else");
         assert_eq!(counted.global_bytes_read, bank + rest, "bytes read by {name}");
     }
-    for (dtype, n, d, k, fused) in [
-        (DType::F32, 700, 40, 3, true),
-        (DType::BF16, 1100, 64, 3, true),
-        (DType::F16, 700, 64, 66, false),
-    ] {
+    for (dtype, n, d, k, fused) in
+        [(DType::F32, 700, 40, 3, true), (DType::BF16, 1100, 64, 3, true), (DType::F16, 700, 64, 66, false)]
+    {
         let points = Stored::new(dtype, &data::normal(n, d, 1), d);
         let case = ClustersCase {
             start: ClustersStart::Random(1),
@@ -109,7 +107,10 @@ fn k_means_reads_the_rows_as_often_as_its_page_says() {
         assert_eq!(found.iterations, [3]);
         let bank = (n * d * dtype.bytes()) as u64;
         let launched = |step: &str| {
-            statistics.iter().filter(|(name, _)| name.starts_with(&format!("clusters_{step}"))).collect::<Vec<_>>()
+            statistics
+                .iter()
+                .filter(|(name, _)| name.starts_with(&format!("clusters_{step}")))
+                .collect::<Vec<_>>()
         };
         // One read a round, one for norms and moments before, one for distances and margins behind.
         for (step, times) in [("measure", 1), ("assign", 4)] {
