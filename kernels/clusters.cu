@@ -10,9 +10,9 @@
 //   finish    squared distances to the nearest and the second, from the differences, in f64
 //
 // It stops when no row changes hands, when the centroids move less than the tolerance, or after the last iteration.
-// Traffic: N D elements and 4 bytes a row; the sums and places of the clusters, 20 D bytes a cluster and iteration, stay in the
-// second-level cache. Operations: 2 N K D an iteration, and N K D for the start.
-// Shared memory: the rows, K D floats, 28 bytes a row, 20 a cluster and 4 a dimension (shared_bytes in
+// Traffic: N D elements and 4 bytes a row; sums and places of the clusters, 20 D bytes a cluster and iteration (28 D on the sphere),
+// stay in the second-level cache. Operations: 2 N K D an iteration, and N K D for the start.
+// Shared memory: the rows, K D floats, 24 bytes a row, 20 a cluster and 4 a dimension (shared_bytes in
 // src/cuda/clusters/plan.rs).
 #include "clusters.cuh"
 #include "kernel.cuh"
@@ -146,7 +146,6 @@ __device__ __forceinline__ void segment(const Clusters& p) {
     const auto center_at = [&](uint32_t cluster) {
         const uint64_t at = static_cast<uint64_t>(base + cluster) * p.dim;
         return MovedCenter{sums + static_cast<uint64_t>(cluster) * p.dim,
-                           output<double>(p.exact) + at,
                            centers + cluster * p.dim,
                            output<float>(p.centroids) + at,
                            shift,

@@ -75,7 +75,6 @@ __device__ __forceinline__ void draw(const Clusters& p) {
 __device__ __forceinline__ MovedCenter center_of(const Clusters& p, const Class& own, uint32_t cluster, bool active) {
     const uint64_t at = static_cast<uint64_t>(cluster) * p.dim;
     return {array<double>(p.sums) + at,
-            output<double>(p.exact) + at,
             output<float>(p.centers) + at,
             output<float>(p.centroids) + at,
             shift_of(p, own),

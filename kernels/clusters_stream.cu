@@ -1,6 +1,6 @@
-// clusters_stream, clusters_rounds: k-means inside the classes that do not fit on chip (clusters.cu), and over everything as one class with as
-// many as 65,536 centroids and more. The same definitions and the same sums: a class gets the same bits on both
-// ways. This file has the kernels that stream rows, clusters_rounds.cu those of a block a class or a cluster.
+// clusters_stream, clusters_rounds: k-means inside the classes that do not fit on chip (clusters.cu), and over everything as
+// one class with as many as 65,536 centroids and more. The same definitions and the same sums: a class gets the same bits on
+// both ways. This file has the kernels that stream rows, clusters_rounds.cu those of a block a class or a cluster.
 //
 // Blocks own chunks of rows, counted from the first row of each class, and stream them through shared memory tile by tile:
 //   measure   norms, sums of the rows of every chunk                                       one read of the bank

@@ -506,8 +506,7 @@ struct Clusters {
     // f32 [clusters, dim]: START_GIVEN; u32 by cluster: rows of the class, read with START_ROWS and written else.
     uint64_t given;
     uint64_t chosen;
-    // f64 [clusters, dim]: places and sums of the clusters; f64 [places, dim].
-    uint64_t exact;
+    // f64 [clusters, dim]: sums of the clusters; f64 [places, dim].
     uint64_t sums;
     uint64_t partials;
     // By cluster: f32 [clusters, dim], f32, f64 and u32: its first place in `order`.

@@ -414,9 +414,8 @@ __device__ __forceinline__ ClusterMoments moments_of(const double* sums, double 
 
 // One centroid as the lanes of a group move it.
 struct MovedCenter {
-    // f64 [dim]: the sum of its rows, and its place.
+    // f64 [dim]: the sum of its rows.
     const double* sums;
-    double* exact;
     // f32 [dim]: the place as rows are compared with it, and as the user sees it.
     float* center;
     float* result;
@@ -436,7 +435,6 @@ struct MovedCenter {
     }
 
     __device__ __forceinline__ void place(uint32_t d, double value) const {
-        exact[d] = value;
         center[d] = static_cast<float>(value);
         result[d] = static_cast<float>(value + static_cast<double>(shift[d]));
     }

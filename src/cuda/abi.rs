@@ -444,7 +444,6 @@ params! {
         first_chunks: u64,
         given: u64,
         chosen: u64,
-        exact: u64,
         sums: u64,
         partials: u64,
         centers: u64,

@@ -57,7 +57,7 @@ pub struct SubClusters {
 ///
 /// Classes that fit into the shared memory of a block are done by one launch that reads their rows once. The others are
 /// streamed, one read a round for up to 64 clusters of a class and two for more, as docs/clusters.md says in full; a class
-/// gets the same bits on both ways. This waits for the device. Memory of the device: 12 bytes a row, 20 bytes a centroid and
+/// gets the same bits on both ways. This waits for the device. Memory of the device: 12 bytes a row, 12 bytes a centroid and
 /// dimension (a given start 8 more), and for streamed classes 24 bytes a row, 4 bytes a centroid and dimension, and at most 32
 /// bytes a row and a sum for each of 64 clusters more.
 ///
@@ -205,7 +205,6 @@ impl<'a> Run<'a> {
         let given = executor.upload(OP, bytemuck::cast_slice(&given))?;
         let is_streamed = !tables.streamed.is_empty();
         let mut layout = Scratch::new();
-        let exact = layout.take(k * dim * 8);
         let sums = layout.take(k * dim * 8);
         let mut take = |bytes: usize| layout.take(if is_streamed { bytes } else { 0 });
         let partials = take(tables.places * dim * 8);
@@ -239,7 +238,6 @@ impl<'a> Run<'a> {
             first_chunks,
             given: given.address(),
             chosen: chosen.address(),
-            exact: at(exact),
             sums: at(sums),
             partials: at(partials),
             centers: at(centers),

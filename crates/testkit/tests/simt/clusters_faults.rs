@@ -241,10 +241,10 @@ pub(super) const CLUSTERS: Family = (
         )
         .by("clusters: inertia of real rows"),
         fault(
-            "a done class is averaged again",
+            "a round in which no row changes hands counts",
             "clusters_rounds.cu",
-            "output<uint32_t>(p.states)[own.id] = done ? DONE : words[0];",
-            "output<uint32_t>(p.states)[own.id] = done && words[0] == 0 ? DONE : words[0];",
+            "output<uint32_t>(p.iterations)[own.id] += done ? 0 : 1;",
+            "output<uint32_t>(p.iterations)[own.id] += done ? 1 : 1;",
         )
         .by("clusters: empty clusters"),
         fault(
