@@ -468,3 +468,156 @@ struct BankCenters {
     uint32_t write;
     uint32_t reserved;
 };
+
+// Bytes of what one split of the centroids knows of a row.
+constexpr uint32_t SOFT_PARTIAL_BYTES = 24;
+// Words of the status of a soft assignment: the least bad point and centroid, and the bits of the largest scale of a point.
+constexpr uint32_t SOFT_STATUS = 3;
+
+// soft_assignment_measure_*: what a row is multiplied by to be compared, and its squared norm then.
+struct SoftMeasure {
+    // [count, dim] with rows `stride` elements apart.
+    uint64_t rows;
+    uint64_t stride;
+    // f32 [count], each or 0; f32 [count, dim]: the rows as they are compared, or 0.
+    uint64_t scales;
+    uint64_t norms;
+    uint64_t wide;
+    // u32: the least bad row, and the bits of the largest scale; each or 0.
+    uint64_t status;
+    uint64_t largest_scale;
+    uint32_t count;
+    uint32_t dim;
+    // 1 for directions.
+    uint32_t unit;
+    uint32_t reserved;
+};
+
+// soft_assignment_split_*: f32 rows as the sum of two 16-bit ones.
+struct SoftSplit {
+    // f32 [count, dim].
+    uint64_t wide;
+    // [count, 2, padded] of the 16-bit type, and f32 [count]: what sums of products are multiplied by.
+    uint64_t parts;
+    uint64_t scales;
+    uint32_t count;
+    uint32_t dim;
+    // A multiple of the elements of a slab.
+    uint32_t padded;
+    uint32_t reserved;
+};
+
+// soft_assignment_*, soft_centroids_*, credibility_*: the softmax of falling functions of distances to centroids.
+struct SoftAssignment {
+    // [point_count, dim] with rows `point_stride` elements apart; f32 [point_count]: scales and squared norms.
+    uint64_t points;
+    uint64_t point_stride;
+    uint64_t point_scales;
+    uint64_t point_norms;
+    // f32 [centroid_count, dim]: centroids as they are compared; f32 [centroid_count]: squared norms and rates.
+    uint64_t centroids;
+    uint64_t centroid_norms;
+    uint64_t rates;
+    // What the products read of the centroids, in the points' type: rows of operand_dim, operand_stride apart; f32
+    // [centroid_count]: what products are multiplied by; 1 when absent.
+    uint64_t operands;
+    uint64_t operand_stride;
+    uint64_t operand_scales;
+    // Credibility: u32 [point_count]: classes of the rows; u32: the first centroid of each class, and one more;
+    // [point_count] of SOFT_PARTIAL_BYTES: centroids of the own class.
+    uint64_t classes;
+    uint64_t class_starts;
+    uint64_t own;
+    // [point_count, splits] of SOFT_PARTIAL_BYTES.
+    uint64_t partials;
+    // f32 [point_count]; `best` is u32.
+    uint64_t log_sum_exp;
+    uint64_t entropy;
+    uint64_t best;
+    uint64_t best_probability;
+    uint32_t point_count;
+    uint32_t centroid_count;
+    uint32_t dim;
+    uint32_t operand_dim;
+    uint32_t splits;
+    // 1 when scores fall with the squared distance.
+    uint32_t squared;
+};
+
+// soft_assignment_nearest: the softmax over the listed centroids.
+struct SoftNearest {
+    // f32 and u32 [count, width]: squared distances and centroids by (distance, index); f32 [centroids]: rates.
+    uint64_t distances;
+    uint64_t indices;
+    uint64_t rates;
+    // u32 and f32 [count, width]: the lists as they are given back; f32 [count], `best` u32.
+    uint64_t listed;
+    uint64_t probabilities;
+    uint64_t log_sum_exp;
+    uint64_t entropy;
+    uint64_t best;
+    uint64_t best_probability;
+    uint32_t count;
+    uint32_t width;
+    uint32_t squared;
+    uint32_t reserved;
+};
+
+// soft_centroids_*: means of the points by their responsibilities.
+struct SoftCentroids {
+    SoftAssignment soft;
+    // f32 [splits, centroid_count, dim]: sums of r x; f32 [splits, centroid_count, 2]: of r, and of r as it is multiplied.
+    uint64_t sums;
+    uint64_t masses;
+    // The bits of the largest scale of a point.
+    uint64_t largest_scale;
+    // f32 [centroid_count, dim] and [centroid_count].
+    uint64_t moved;
+    uint64_t mass;
+    uint32_t splits;
+    // 1 for directions.
+    uint32_t unit;
+};
+
+// credibility_*: how well labeled rows fit their classes.
+struct Credibility {
+    // Points are the rows, centroids the means of the groups.
+    SoftAssignment soft;
+    // u32 [rows]: the group of each row, and rows in the order of their groups; u32 [groups + 1]: where each starts.
+    uint64_t groups;
+    uint64_t members;
+    uint64_t starts;
+    // u32 [groups]: the class of each; u32 [classes]: labels.
+    uint64_t class_of_group;
+    uint64_t labels;
+    // f64 [groups, dim]: sums of the rows as they are compared.
+    uint64_t sums;
+    // f64 [rows]: distances to the own centroid; f64 [groups, 2]: their mean and variance.
+    uint64_t distances;
+    uint64_t spreads;
+    // Of a chunk of rows: f32 and u32 [chunk, width]: the nearest centroids of other classes; f32 [chunk, most_own]: squared
+    // distances to the own ones.
+    uint64_t near_distances;
+    uint64_t near_indices;
+    uint64_t own_distances;
+    // u8 [rows]; f32 [rows]; u32 [rows].
+    uint64_t credible;
+    uint64_t own_probability;
+    uint64_t suspicion;
+    uint64_t margin;
+    uint64_t closer;
+    uint64_t predicted;
+    uint32_t group_count;
+    // 0 when the entropy is over all centroids.
+    uint32_t width;
+    uint32_t most_own;
+    // The chunk.
+    uint32_t first_row;
+    uint32_t chunk_rows;
+    uint32_t leave_one_out;
+    uint32_t unit;
+    uint32_t reject_other_class;
+    // f32, bit for bit.
+    uint32_t entropy_limit;
+    uint32_t suspicion_limit;
+};

@@ -7,12 +7,6 @@
 
 #include "softmax.cuh"
 
-// The power of two that brings numbers up to `largest` just below 2¹⁴, where 16-bit storage is at its best.
-__device__ __forceinline__ float unit_for(float largest) {
-    const uint32_t exponent = __float_as_uint(largest) >> 23 & 0xff;
-    return __uint_as_float((267 - (exponent < 40 ? 40 : exponent > 227 ? 227 : exponent)) << 23);
-}
-
 // Calls `visit(half, i, weight)` in the thread that has the positive pair, with its weight. All lanes of the warp
 // together; `rows` are keys and `columns` queries.
 template <class Shape, class Visit>

@@ -33,17 +33,6 @@ __device__ __forceinline__ void join(RowPartial& row, const RowPartial& other) {
     row.largest = largest;
 }
 
-// ln(1 + e^m) and 1 / (1 + e^{−m}).
-struct Margin {
-    float softplus;
-    float sigmoid;
-};
-
-__device__ __forceinline__ Margin margin_of(float m) {
-    const float e = ptx::exp2_fast(-fabsf(m) * LOG2_E);
-    return {fmaxf(m, 0.0f) + log1pf(e), (m >= 0.0f ? 1.0f : e) / (1.0f + e)};
-}
-
 // The rows or columns of a tile: what the pairs need to know of them. In shared memory, as the sums of a sweep leave no
 // registers for them.
 struct TileFacts {

@@ -200,13 +200,15 @@ struct ValueSums {
 };
 
 // Streams the columns at positions [first_column, columns.end) past the rows from `first_row` on. With `values` their
-// dimensions from `first_dim` on, a multiple of GRADIENT_DIMS, are multiplied by the coefficients and summed.
+// dimensions from `first_dim` on, a multiple of GRADIENT_DIMS, are multiplied by the coefficients and summed. Rows may have
+// twice as many slabs as columns, which then pass twice: rows as the sum of two rows of 16-bit elements.
 template <class Shape, class T, class Reducer>
 __device__ __forceinline__ void sweep(Reducer& reducer, ValueSums& sums, unsigned char* shared, const Source<T>& rows,
                                       uint32_t first_row, const Source<T>& columns, uint32_t first_column, bool values,
                                       uint32_t first_dim) {
     constexpr int THREADS = Shape::THREADS;
     constexpr uint32_t VALUE_STEPS = static_cast<uint32_t>(Shape::VALUE_STEPS);
+    const uint32_t column_parts = (columns.dim + SLAB<T> - 1) / SLAB<T>;
     const uint32_t parts = (rows.dim + SLAB<T> - 1) / SLAB<T>;
     const uint32_t steps = parts + (values ? VALUE_STEPS : 0);
     const uint32_t tiles = (columns.end - first_column + TILE_KEYS - 1) / TILE_KEYS;
@@ -221,7 +223,8 @@ __device__ __forceinline__ void sweep(Reducer& reducer, ValueSums& sums, unsigne
             const uint32_t column = first_column + next_tile * TILE_KEYS;
             if (next_step < parts) {
                 copy_slab<Shape::ROWS, THREADS>(stage, rows, first_row, next_step);
-                copy_slab<Shape::WIDTH, THREADS>(stage + Shape::SLAB_OF_TILE, columns, column, next_step);
+                copy_slab<Shape::WIDTH, THREADS>(stage + Shape::SLAB_OF_TILE, columns, column,
+                                                 next_step < column_parts ? next_step : next_step - column_parts);
             } else {
 #pragma unroll
                 for (int group = 0; group < Shape::GROUPS; ++group) {

@@ -87,6 +87,10 @@ pub const GATHERED_STATUS: usize = 9;
 pub const UPDATE_STATUS: usize = 4;
 /// Words of the status of class centers.
 pub const CENTERS_STATUS: usize = 3;
+/// Bytes of what one split of the centroids knows of a row.
+pub const SOFT_PARTIAL_BYTES: usize = 24;
+/// Words of the status of a soft assignment.
+pub const SOFT_STATUS: usize = 3;
 
 /// A storage type's number.
 pub(super) fn storage_type(dtype: DType) -> u32 {
@@ -412,5 +416,114 @@ params! {
         normalize: u32,
         write: u32,
         reserved: u32,
+    }
+    /// `soft_assignment_measure_*`.
+    SoftMeasure {
+        rows: u64,
+        stride: u64,
+        scales: u64,
+        norms: u64,
+        wide: u64,
+        status: u64,
+        largest_scale: u64,
+        count: u32,
+        dim: u32,
+        unit: u32,
+        reserved: u32,
+    }
+    /// `soft_assignment_split_*`.
+    SoftSplit {
+        wide: u64,
+        parts: u64,
+        scales: u64,
+        count: u32,
+        dim: u32,
+        padded: u32,
+        reserved: u32,
+    }
+    /// `soft_assignment_rows_*`, `soft_assignment_join`, `credibility_rows_*`.
+    SoftAssignment {
+        points: u64,
+        point_stride: u64,
+        point_scales: u64,
+        point_norms: u64,
+        centroids: u64,
+        centroid_norms: u64,
+        rates: u64,
+        operands: u64,
+        operand_stride: u64,
+        operand_scales: u64,
+        classes: u64,
+        class_starts: u64,
+        own: u64,
+        partials: u64,
+        log_sum_exp: u64,
+        entropy: u64,
+        best: u64,
+        best_probability: u64,
+        point_count: u32,
+        centroid_count: u32,
+        dim: u32,
+        operand_dim: u32,
+        splits: u32,
+        squared: u32,
+    }
+    /// `soft_assignment_nearest`.
+    SoftNearest {
+        distances: u64,
+        indices: u64,
+        rates: u64,
+        listed: u64,
+        probabilities: u64,
+        log_sum_exp: u64,
+        entropy: u64,
+        best: u64,
+        best_probability: u64,
+        count: u32,
+        width: u32,
+        squared: u32,
+        reserved: u32,
+    }
+    /// `soft_centroids_*`.
+    SoftCentroids {
+        soft: SoftAssignment,
+        sums: u64,
+        masses: u64,
+        largest_scale: u64,
+        moved: u64,
+        mass: u64,
+        splits: u32,
+        unit: u32,
+    }
+    /// `credibility_*`.
+    Credibility {
+        soft: SoftAssignment,
+        groups: u64,
+        members: u64,
+        starts: u64,
+        class_of_group: u64,
+        labels: u64,
+        sums: u64,
+        distances: u64,
+        spreads: u64,
+        near_distances: u64,
+        near_indices: u64,
+        own_distances: u64,
+        credible: u64,
+        own_probability: u64,
+        suspicion: u64,
+        margin: u64,
+        closer: u64,
+        predicted: u64,
+        group_count: u32,
+        width: u32,
+        most_own: u32,
+        first_row: u32,
+        chunk_rows: u32,
+        leave_one_out: u32,
+        unit: u32,
+        reject_other_class: u32,
+        entropy_limit: u32,
+        suspicion_limit: u32,
     }
 }

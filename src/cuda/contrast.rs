@@ -15,7 +15,8 @@ use super::rows::check_length;
 use super::scratch::Scratch;
 use super::{Error, Executor, Matrix, Memory, Order, Result, Words};
 use check::{check, check_losses};
-use plan::{Buffers, Shape, params, splits};
+pub(super) use plan::{Shape, splits};
+use plan::{Buffers, params};
 
 const OP: &str = "contrast";
 

@@ -7,6 +7,7 @@
 pub mod abi;
 pub mod bank;
 pub mod contrast;
+pub mod credibility;
 #[cfg(feature = "cuda")]
 mod driver;
 mod error;
@@ -17,6 +18,7 @@ pub mod ranking;
 mod rows;
 mod scratch;
 pub mod segments;
+pub mod soft_assignment;
 
 #[cfg(feature = "cuda")]
 pub use driver::{CudaExecutor, available, device_count};

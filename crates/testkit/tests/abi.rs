@@ -97,6 +97,8 @@ fn the_constants_agree() {
         ("GATHERED_STATUS", abi::GATHERED_STATUS),
         ("UPDATE_STATUS", abi::UPDATE_STATUS),
         ("CENTERS_STATUS", abi::CENTERS_STATUS),
+        ("SOFT_PARTIAL_BYTES", abi::SOFT_PARTIAL_BYTES),
+        ("SOFT_STATUS", abi::SOFT_STATUS),
     ] {
         assert_eq!(value(name), ours, "{name}");
     }

@@ -14,18 +14,18 @@ const SPLIT_TILES: usize = 16;
 const MOST_SPLITS: usize = 8;
 
 /// Splits of the keys: a function of their number alone, so that a row has the same bits in any batch.
-pub(super) fn splits(keys: usize) -> usize {
+pub(in crate::cuda) fn splits(keys: usize) -> usize {
     keys.div_ceil(TILE_KEYS).div_ceil(SPLIT_TILES).clamp(1, MOST_SPLITS)
 }
 
 /// The blocks that sum a gradient: `Sweep` of sweep.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
+pub(in crate::cuda) struct Shape {
     /// Groups of four warps, each with its own dimensions.
-    pub(super) groups: usize,
-    pub(super) threads: usize,
+    pub(in crate::cuda) groups: usize,
+    pub(in crate::cuda) threads: usize,
     /// Blocks for all dimensions.
-    pub(super) parts: usize,
+    pub(in crate::cuda) parts: usize,
     dtype: DType,
 }
 
@@ -34,7 +34,7 @@ const FACTS_BYTES: usize = 5 * TILE_KEYS * size_of::<u32>();
 const TILE_FLOATS: usize = TILE_KEYS * size_of::<f32>();
 
 impl Shape {
-    pub(super) fn new(dtype: DType, dim: usize) -> Self {
+    pub(in crate::cuda) fn new(dtype: DType, dim: usize) -> Self {
         // The fewest groups that have all dimensions, as far as registers reach.
         let most = if dtype == DType::F32 { 2 } else { 4 };
         let groups = dim.div_ceil(GRADIENT_DIMS).next_power_of_two().min(most);
@@ -42,7 +42,7 @@ impl Shape {
     }
 
     /// The stages of the mainloop and the coefficients.
-    fn sweep_bytes(self) -> usize {
+    pub(in crate::cuda) fn sweep_bytes(self) -> usize {
         let stages = if self.groups == 4 { 2 } else { STAGES };
         let coefficients = MANY_ROWS * SLAB_BYTES * if self.dtype == DType::F32 { 2 } else { 1 };
         stages * self.groups.max(2) * TILE_KEYS * SLAB_BYTES + coefficients

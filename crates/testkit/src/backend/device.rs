@@ -2,12 +2,14 @@
 
 use consonance::cuda::neighbors::{Classes, Search, Side, gradient, neighbors, pack_bits};
 use consonance::cuda::{Bytes, Executor, Matrix, Memory, Result, Words, ranking, segments};
+use consonance_cpu::credibility::Credibility;
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
+use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
-    PushCase, Pushed, RankingCase, Sides, UpdateCase, Updated,
+    Backend, CentersCase, ContrastCase, ContrastFound, CredibilityCase, GatheredCase, GatheredFound,
+    Gradients, NeighborsCase, PushCase, Pushed, RankingCase, Sides, SoftCase, UpdateCase, Updated,
 };
 use crate::stored::Stored;
 
@@ -165,5 +167,17 @@ impl<E: Executor> Backend for OnDevice<E> {
 
     fn update_centers(&self, case: &CentersCase) -> std::result::Result<Updated, String> {
         self.centered(case).map_err(|error| error.to_string())
+    }
+
+    fn soft_assignment(&self, case: &SoftCase) -> std::result::Result<SoftAssignment, String> {
+        self.soft_assignment_of(case).map_err(|error| error.to_string())
+    }
+
+    fn soft_centroids(&self, case: &SoftCase) -> std::result::Result<SoftCentroids, String> {
+        self.soft_centroids_of(case).map_err(|error| error.to_string())
+    }
+
+    fn credibility(&self, case: &CredibilityCase) -> std::result::Result<Credibility, String> {
+        self.credibility_of(case).map_err(|error| error.to_string())
     }
 }

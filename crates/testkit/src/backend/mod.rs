@@ -2,24 +2,30 @@
 
 mod bank;
 mod contrast;
+mod credibility;
 mod device;
 mod gathered;
 mod guarded;
 mod recorded;
 mod simt;
+mod soft_assignment;
 
 use consonance_cpu::neighbors::{self as cpu, Metric, Neighbors};
+use consonance_cpu::credibility::Credibility;
 use consonance_cpu::ranking::{self, ApVariant, Ranking};
+use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use crate::stored::Stored;
 
 pub use bank::{Batch, CentersCase, PushCase, Pushed};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
+pub use credibility::CredibilityCase;
 pub use device::OnDevice;
 pub use gathered::{GatheredCase, GatheredFound, GatheredLoss, GatheredPositives, UpdateCase, Updated};
 pub use guarded::Guarded;
 pub use recorded::Recorded;
 pub use simt::{Simt, kernel_folder, kernel_sources};
+pub use soft_assignment::SoftCase;
 
 /// A number for every row of both sides.
 pub type Sides = Option<(Vec<u32>, Vec<u32>)>;
@@ -163,6 +169,24 @@ pub trait Backend {
     /// # Errors
     /// What the backend says when there are no centers to give back.
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String>;
+
+    /// A soft assignment.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn soft_assignment(&self, case: &SoftCase) -> Result<SoftAssignment, String>;
+
+    /// Centroids after a soft update.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn soft_centroids(&self, case: &SoftCase) -> Result<SoftCentroids, String>;
+
+    /// Which rows are believed.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn credibility(&self, case: &CredibilityCase) -> Result<Credibility, String>;
 }
 
 impl<B: Backend + ?Sized> Backend for &B {
@@ -205,6 +229,18 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         (**self).update_centers(case)
+    }
+
+    fn soft_assignment(&self, case: &SoftCase) -> Result<SoftAssignment, String> {
+        (**self).soft_assignment(case)
+    }
+
+    fn soft_centroids(&self, case: &SoftCase) -> Result<SoftCentroids, String> {
+        (**self).soft_centroids(case)
+    }
+
+    fn credibility(&self, case: &CredibilityCase) -> Result<Credibility, String> {
+        (**self).credibility(case)
     }
 }
 
@@ -281,5 +317,17 @@ impl Backend for Cpu {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         Ok(Self::centered(case))
+    }
+
+    fn soft_assignment(&self, case: &SoftCase) -> Result<SoftAssignment, String> {
+        Self::soft_assignment_of(case)
+    }
+
+    fn soft_centroids(&self, case: &SoftCase) -> Result<SoftCentroids, String> {
+        Self::soft_centroids_of(case)
+    }
+
+    fn credibility(&self, case: &CredibilityCase) -> Result<Credibility, String> {
+        Self::credibility_of(case)
     }
 }

@@ -3,12 +3,14 @@
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use consonance_cpu::credibility::Credibility;
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
+use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
-    PushCase, Pushed, RankingCase, UpdateCase, Updated,
+    Backend, CentersCase, ContrastCase, ContrastFound, CredibilityCase, GatheredCase, GatheredFound,
+    Gradients, NeighborsCase, PushCase, Pushed, RankingCase, SoftCase, UpdateCase, Updated,
 };
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
@@ -36,6 +38,13 @@ impl<B> Recorded<B> {
 
     fn add(&self, floats: &[f32]) {
         floats.iter().for_each(|value| value.to_bits().hash(&mut *self.digest.borrow_mut()));
+    }
+
+    fn add_assignment(&self, found: &SoftAssignment) {
+        for floats in [&found.log_sum_exp, &found.entropy, &found.best_probability, &found.probabilities] {
+            self.add(floats);
+        }
+        (&found.best, &found.indices).hash(&mut *self.digest.borrow_mut());
     }
 }
 
@@ -103,6 +112,29 @@ impl<B: Backend> Backend for Recorded<B> {
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         let found = self.backend.update_centers(case)?;
         self.add(&found.0);
+        Ok(found)
+    }
+
+    fn soft_assignment(&self, case: &SoftCase) -> Result<SoftAssignment, String> {
+        let found = self.backend.soft_assignment(case)?;
+        self.add_assignment(&found);
+        Ok(found)
+    }
+
+    fn soft_centroids(&self, case: &SoftCase) -> Result<SoftCentroids, String> {
+        let found = self.backend.soft_centroids(case)?;
+        self.add(&found.centroids);
+        self.add(&found.mass);
+        self.add_assignment(&found.assignment);
+        Ok(found)
+    }
+
+    fn credibility(&self, case: &CredibilityCase) -> Result<Credibility, String> {
+        let found = self.backend.credibility(case)?;
+        for floats in [&found.entropy, &found.own_probability, &found.suspicion, &found.margin] {
+            self.add(floats);
+        }
+        (&found.credible, &found.closer, &found.predicted).hash(&mut *self.digest.borrow_mut());
         Ok(found)
     }
 }

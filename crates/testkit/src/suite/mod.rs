@@ -8,11 +8,14 @@
 pub mod bank;
 pub mod contrast;
 mod contrast_bound;
+pub mod credibility;
 pub mod gathered;
 mod gathered_bound;
 mod gathered_update;
 pub mod neighbors;
 pub mod ranking;
+pub mod soft_assignment;
+mod soft_bound;
 
 pub use contrast_bound::{Between, between_backends};
 
@@ -37,7 +40,8 @@ pub type Check = (&'static str, fn(&dyn crate::backend::Backend) -> Outcome);
 /// All checks of all families.
 pub fn all() -> impl Iterator<Item = Check> {
     let families = [neighbors::CHECKS, ranking::CHECKS, contrast::CHECKS, gathered::CHECKS, bank::CHECKS];
-    families.into_iter().flatten().copied()
+    let families = families.into_iter().chain([soft_assignment::CHECKS, credibility::CHECKS]);
+    families.flatten().copied()
 }
 
 /// Runs all checks and says what each found wrong.
