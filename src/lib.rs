@@ -44,7 +44,10 @@ pub use {
     ops::{
         clusters::{ClusterCount, ClusterStart, SubClusters, SubClustersOptions, sub_clusters},
         credibility::{Credibility, CredibilityOptions, credibility},
-        soft_assignment::{SoftAffinity, SoftAssignment, SoftAssignmentOptions, soft_assignment},
+        soft_assignment::{
+            SoftAffinity, SoftAssignment, SoftAssignmentOptions, SoftCentroids, soft_assignment,
+            soft_centroids,
+        },
     },
 };
 

@@ -5,6 +5,8 @@
 
 #[path = "kernels/contrast.rs"]
 mod contrast;
+#[path = "kernels/soft_assignment.rs"]
+mod soft_assignment;
 
 use std::sync::{Arc, LazyLock};
 

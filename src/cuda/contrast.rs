@@ -15,8 +15,8 @@ use super::rows::check_length;
 use super::scratch::Scratch;
 use super::{Error, Executor, Matrix, Memory, Order, Result, Words};
 use check::{check, check_losses};
-pub(super) use plan::{Shape, splits};
 use plan::{Buffers, params};
+pub(super) use plan::{Shape, splits};
 
 const OP: &str = "contrast";
 

@@ -60,8 +60,7 @@ pub fn credibility(
     options.check()?;
     let partition = Partition::new(labels, &options.centers)?;
     let width = list_width(options.nearest, partition.groups())?;
-    let (sides, status) =
-        Sides::of_points(executor, OP, points, partition.groups(), None, options.geometry)?;
+    let (sides, status) = Sides::of_points(executor, OP, points, partition.groups(), None, options.geometry)?;
     let run = Run::new(executor, sides, &partition, options, width)?;
     let rates = run.scales(&status, &partition, options)?;
     run.judge(&rates, &partition, options)
@@ -153,7 +152,18 @@ impl<'a> Run<'a> {
         };
         arrays.push(scratch);
         let most_own = partition.classes.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(1);
-        Ok(Self { executor, sides, width, most_own, splits, params, class_of_group, classes, arrays, spreads })
+        Ok(Self {
+            executor,
+            sides,
+            width,
+            most_own,
+            splits,
+            params,
+            class_of_group,
+            classes,
+            arrays,
+            spreads,
+        })
     }
 
     /// Launches a step of `credibility.cu` on so many blocks.
@@ -276,7 +286,10 @@ impl<'a> Run<'a> {
             // SAFETY: there is a class for every row and every group.
             let ids = unsafe {
                 let classes = self.classes.address() + (first * size_of::<u32>()) as u64;
-                (Words::from_address(classes, rows), Words::from_address(self.class_of_group.address(), groups))
+                (
+                    Words::from_address(classes, rows),
+                    Words::from_address(self.class_of_group.address(), groups),
+                )
             };
             let near = neighbors(self.executor, &self.sides.search(&compared, self.width, Some(ids)))?;
             let params = abi::Credibility {
@@ -301,7 +314,9 @@ mod tests {
 
     #[test]
     fn lists_are_made_where_some_centroids_do_not_count() {
-        for (nearest, groups, expected) in [(None, 10, 0), (Some(3), 10, 3), (Some(10), 10, 0), (Some(5000), 10, 0)] {
+        for (nearest, groups, expected) in
+            [(None, 10, 0), (Some(3), 10, 3), (Some(10), 10, 0), (Some(5000), 10, 0)]
+        {
             assert_eq!(list_width(nearest, groups).unwrap(), expected);
         }
         assert_eq!(list_width(Some(MAX_K), 5000).unwrap(), MAX_K);

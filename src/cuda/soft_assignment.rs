@@ -79,7 +79,19 @@ pub fn soft_assignment(
     let width = check(points, centroids, options)?;
     let rates = options.rates(centroids.rows())?;
     let (sides, status) = Sides::new(executor, OP, points, centroids, options.geometry)?;
-    let n = points.rows();
+    let rates_of = executor.upload(OP, bytemuck::cast_slice(&rates.rates))?;
+    assigned(executor, &sides, status, (&rates_of, rates.squared), width)
+}
+
+/// The assignment of measured sides; over all centroids when `width` is 0.
+fn assigned(
+    executor: &dyn Executor,
+    sides: &Sides<'_>,
+    status: Status,
+    (rates, squared): (&Memory, bool),
+    width: usize,
+) -> Result<Found> {
+    let n = sides.points().rows();
     let words = |count: usize| executor.allocate(OP, count * size_of::<u32>());
     let found = Found {
         log_sum_exp: words(n)?,
@@ -90,26 +102,26 @@ pub fn soft_assignment(
         nearest: if width == 0 { None } else { Some((words(n * width)?, words(n * width)?)) },
         status,
     };
-    let rates_of = executor.upload(OP, bytemuck::cast_slice(&rates.rates))?;
     if let Some((indices, probabilities)) = &found.nearest {
         let lists = Lists { found: &found, indices, probabilities };
-        lists.fill(executor, &sides, (&rates_of, rates.squared))?;
+        lists.fill(executor, sides, (rates, squared))?;
         return Ok(found);
     }
-    let splits = splits(centroids.rows());
+    let params = sides.params();
+    let splits = splits(params.centroid_count as usize);
     let partials = executor.scratch(OP, n * splits * SOFT_PARTIAL_BYTES)?;
     let params = abi::SoftAssignment {
-        rates: rates_of.address(),
+        rates: rates.address(),
         partials: partials.address(),
         log_sum_exp: found.log_sum_exp.address(),
         entropy: found.entropy.address(),
         best: found.best.address(),
         best_probability: found.best_probability.address(),
         splits: splits as u32,
-        squared: u32::from(rates.squared),
-        ..sides.params()
+        squared: u32::from(squared),
+        ..params
     };
-    let entry = format!("soft_assignment_rows_{}", points.dtype().suffix());
+    let entry = format!("soft_assignment_rows_{}", sides.points().dtype().suffix());
     // SAFETY: shapes were checked; a row has a partial result for every split, and outputs a number for every row.
     unsafe {
         let grid = [n.div_ceil(MANY_ROWS) as u64, splits as u64, 1];
@@ -174,7 +186,9 @@ impl Lists<'_> {
             let grid = [rows.div_ceil(TILE_THREADS / 32) as u64, 1, 1];
             // SAFETY: the lists have `width` numbers for each of `rows` rows, outputs a place for each of the rows from
             // `first` on, and rates one for every centroid.
-            unsafe { launch(executor, (OP, FAMILY, "soft_assignment_nearest"), grid, (THREADS, 0), &params)? };
+            unsafe {
+                launch(executor, (OP, FAMILY, "soft_assignment_nearest"), grid, (THREADS, 0), &params)?
+            };
         }
         Ok(())
     }

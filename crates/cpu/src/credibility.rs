@@ -369,8 +369,7 @@ fn rates(scale: Scale, spreads: &[Spread]) -> Result<Rates> {
     let mean = all.mean;
     // Rounding alone gives equal distances a variance of about (2⁻²⁴ d)²; below 10⁻¹² d² it is no scale.
     let usable = |v: f64| v > 1e-12 * mean * mean;
-    let fallback =
-        || [all.variance, 0.01 * mean * mean, 1.0].into_iter().find(|v| usable(*v)).unwrap_or(1.0);
+    let fallback = || [all.variance, 0.01 * mean * mean, 1.0].into_iter().find(|v| usable(*v)).unwrap_or(1.0);
     let shared =
         || Some(median(spread().flatten().collect())).filter(|v| usable(*v)).unwrap_or_else(fallback);
     let rates = match scale {

@@ -101,7 +101,8 @@ pub fn of_groups(
             if leave_one_out && !others.is_empty() {
                 far[own(i)] = squared_distance(row, &mean(&others, &x, d, unit));
             }
-            if leave_one_out && others.is_empty() && label_of.iter().filter(|l| **l == labels[i]).count() > 1 {
+            if leave_one_out && others.is_empty() && label_of.iter().filter(|l| **l == labels[i]).count() > 1
+            {
                 far[own(i)] = f64::INFINITY;
             }
             far

@@ -5,6 +5,8 @@
 
 #[path = "simt/faults.rs"]
 mod faults;
+#[path = "simt/soft_assignment_work.rs"]
+mod soft_assignment_work;
 #[path = "simt/work.rs"]
 mod work;
 

@@ -3,7 +3,7 @@
 use consonance_cpu::clusters::Geometry;
 use consonance_cpu::soft_assignment::{Options, refuse_nearest};
 
-use super::{Found, Sides, check, soft_assignment};
+use super::{Found, Sides, assigned, check};
 use crate::cuda::abi::{self, MANY_ROWS, TILE_KEYS, TILE_THREADS};
 use crate::cuda::contrast::{Shape, splits};
 use crate::cuda::executor::launch;
@@ -35,11 +35,11 @@ fn shared_bytes(shape: Shape) -> usize {
 /// Every centroid moves to the mean of all points, or to their mean direction, weighed by their responsibilities
 /// r_ik = e^{s_ik − lse_i}; one without mass or direction stays. Returns without waiting for the device.
 ///
-/// `points` is `[N, D]`, `centroids` `[K, D]`. Scratch: that of [`soft_assignment`], twice the measures of both sides, and the
-/// centroids once for each split of the points, of which there are at most 8.
+/// `points` is `[N, D]`, `centroids` `[K, D]`. Scratch: that of [`super::soft_assignment()`], and the centroids once for each split
+/// of the points, of which there are at most 8.
 ///
 /// # Errors
-/// As [`soft_assignment`], and [`crate::cuda::Error::Argument`] when only the nearest centroids are to count.
+/// As [`super::soft_assignment()`], and [`crate::cuda::Error::Argument`] when only the nearest centroids are to count.
 pub fn soft_centroids(
     executor: &dyn Executor,
     points: &Matrix<'_>,
@@ -48,9 +48,11 @@ pub fn soft_centroids(
 ) -> Result<Moved> {
     refuse_nearest(options)?;
     check(points, centroids, options)?;
-    let assignment = soft_assignment(executor, points, centroids, options)?;
     let rates = options.rates(centroids.rows())?;
     let (sides, status) = Sides::new(executor, OP, points, centroids, options.geometry)?;
+    let largest_scale = status.largest_scale();
+    let rates_of = executor.upload(OP, bytemuck::cast_slice(&rates.rates))?;
+    let assignment = assigned(executor, &sides, status, (&rates_of, rates.squared), 0)?;
     let (n, k, d) = (points.rows(), centroids.rows(), points.cols());
     let moved = Moved {
         centroids: executor.allocate(OP, k * d * size_of::<f32>())?,
@@ -62,7 +64,6 @@ pub fn soft_centroids(
     let sums = layout.take(splits * k * d * size_of::<f32>());
     let masses = layout.take(splits * k * 2 * size_of::<f32>());
     let scratch = executor.scratch(OP, layout.bytes())?;
-    let rates_of = executor.upload(OP, bytemuck::cast_slice(&rates.rates))?;
     let params = abi::SoftCentroids {
         soft: abi::SoftAssignment {
             rates: rates_of.address(),
@@ -72,7 +73,7 @@ pub fn soft_centroids(
         },
         sums: scratch.address() + sums,
         masses: scratch.address() + masses,
-        largest_scale: status.largest_scale(),
+        largest_scale,
         moved: moved.centroids.address(),
         mass: moved.mass.address(),
         splits: splits as u32,

@@ -23,7 +23,11 @@ pub(in crate::cuda) struct Status {
 }
 
 impl Status {
-    pub(in crate::cuda) fn new(executor: &dyn Executor, op: &'static str, geometry: Geometry) -> Result<Self> {
+    pub(in crate::cuda) fn new(
+        executor: &dyn Executor,
+        op: &'static str,
+        geometry: Geometry,
+    ) -> Result<Self> {
         let words = executor.upload(op, bytemuck::cast_slice(&[u32::MAX, u32::MAX, 0u32]))?;
         Ok(Self { op, words, unit: geometry == Geometry::Spherical })
     }
@@ -149,7 +153,8 @@ impl<'a> Sides<'a> {
         centroids: &Matrix<'a>,
         geometry: Geometry,
     ) -> Result<(Self, Status)> {
-        let (sides, status) = Self::of_points(executor, op, points, centroids.rows(), Some(*centroids), geometry)?;
+        let (sides, status) =
+            Self::of_points(executor, op, points, centroids.rows(), Some(*centroids), geometry)?;
         let to = Measure {
             scales: sides.address(sides.at.centroid_scales),
             norms: sides.address(sides.at.centroid_norms),

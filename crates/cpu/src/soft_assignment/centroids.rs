@@ -27,11 +27,7 @@ pub struct SoftCentroids {
 ///
 /// # Errors
 /// As [`super::soft_assignment`]; [`Error::Range`] when only the nearest centroids are to count.
-pub fn soft_centroids(
-    points: Rows<'_>,
-    centroids: Rows<'_>,
-    options: &Options<'_>,
-) -> Result<SoftCentroids> {
+pub fn soft_centroids(points: Rows<'_>, centroids: Rows<'_>, options: &Options<'_>) -> Result<SoftCentroids> {
     refuse_nearest(options)?;
     let d = points.cols();
     with_grid(points, centroids, options, |points, grid| {
@@ -66,7 +62,8 @@ pub fn refuse_nearest(options: &Options<'_>) -> Result<()> {
     match options.nearest {
         None => Ok(()),
         Some(m) => {
-            let expected = format!("none: a soft update is over all centroids, as is `{ASSIGNMENT}` without it");
+            let expected =
+                format!("none: a soft update is over all centroids, as is `{ASSIGNMENT}` without it");
             Err(Error::range("soft_centroids", "nearest", m, expected))
         }
     }

@@ -70,8 +70,7 @@ impl CredibilityCase {
 
 impl Cpu {
     pub(super) fn credibility_of(case: &CredibilityCase) -> std::result::Result<Credibility, String> {
-        let found =
-            case.points.with_rows(|points| cpu::credibility(points?, &case.labels, &case.options()));
+        let found = case.points.with_rows(|points| cpu::credibility(points?, &case.labels, &case.options()));
         found.map_err(|error| error.to_string())
     }
 }

@@ -10,8 +10,8 @@ mod recorded;
 mod simt;
 mod soft_assignment;
 
-use consonance_cpu::neighbors::{self as cpu, Metric, Neighbors};
 use consonance_cpu::credibility::Credibility;
+use consonance_cpu::neighbors::{self as cpu, Metric, Neighbors};
 use consonance_cpu::ranking::{self, ApVariant, Ranking};
 use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 

@@ -40,9 +40,7 @@ impl SoftCase {
 }
 
 impl Cpu {
-    pub(super) fn soft_assignment_of(
-        case: &SoftCase,
-    ) -> std::result::Result<cpu::SoftAssignment, String> {
+    pub(super) fn soft_assignment_of(case: &SoftCase) -> std::result::Result<cpu::SoftAssignment, String> {
         let found = case.points.with_rows(|points| {
             case.centroids.with_rows(|centroids| cpu::soft_assignment(points?, centroids?, &case.options()))
         });

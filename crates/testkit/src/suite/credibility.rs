@@ -103,24 +103,23 @@ fn compares_as_defined(backend: &dyn Backend, case: &CredibilityCase) -> Result<
     Ok(found)
 }
 
-/// Classes whose means, also with a row left out, are exact: 2, 3, 5, 9 rows (1, 2, 4, 8 others), or 1, 2, 4, 8.
+/// Classes whose means are exact: 1, 2, 4 or 8 rows, or 2 where one is left out, so that the other one is the mean.
 fn integers(backend: &dyn Backend) -> Outcome {
     for (turn, dtype) in DType::ALL.into_iter().enumerate() {
-        for (left_out, sizes) in [(true, [2, 3, 5, 9]), (false, [1, 2, 4, 8])] {
+        for (left_out, sizes) in [(true, &[2][..]), (false, &[1, 2, 4, 8])] {
             for (seed, (classes, dim)) in (0..).zip([(4, 3), (30, 6), (70, 20), (1100, 2)]) {
-                let sizes: Vec<usize> = (0..classes)
-                    // Means of left-out rows are exact, but not those of whole classes: only classes of 2 here.
-                    .map(|c| if left_out { 2 } else { sizes[c % 4] })
-                    .collect();
-                let labels = labels_of(&sizes, seed);
-                if labels.len() > 1000 && turn != seed as usize % 3 {
+                // More centroids than one split has: once for each type, with few rows.
+                if classes > 1000 && left_out {
                     continue;
                 }
+                let size = |c: usize| if classes > 1000 { 1 } else { sizes[c % sizes.len()] };
+                let labels = labels_of(&(0..classes).map(size).collect::<Vec<_>>(), seed);
                 let values = data::integers(labels.len(), dim, seed + 1);
                 let mut case = CredibilityCase::new(Stored::new(dtype, &values, dim), labels);
                 case.geometry = Geometry::Euclidean;
                 case.leave_one_out = left_out;
-                case.scale = if turn == 0 { Scale::Gaussian { sigma: 1.0 } } else { Scale::Exponential { rate: 2.0 } };
+                case.scale =
+                    if turn == 0 { Scale::Gaussian { sigma: 1.0 } } else { Scale::Exponential { rate: 2.0 } };
                 compares_as_defined(backend, &case)?;
                 case.nearest = Some(3);
                 compares_as_defined(backend, &case)?;
@@ -209,13 +208,18 @@ impl Scored {
     /// The scores of a row's own class, or of the others.
     fn part(&self, i: usize, label: u32, own: bool) -> Row {
         let row = &self.rows[i];
-        let scores = row.scores.iter().zip(&self.labels).map(|(s, l)| if (*l == label) == own { *s } else { f64::NEG_INFINITY });
+        let scores = row
+            .scores
+            .iter()
+            .zip(&self.labels)
+            .map(|(s, l)| if (*l == label) == own { *s } else { f64::NEG_INFINITY });
         Row { scores: scores.collect(), errors: row.errors.clone() }
     }
 
     fn odds_bound(&self, i: usize, label: u32) -> f64 {
         let (own, others) = (self.part(i, label, true), self.part(i, label, false));
-        let of = |row: &Row| if log_sum_exp(&row.scores).is_finite() { row.bounds().log_sum_exp } else { 0.0 };
+        let of =
+            |row: &Row| if log_sum_exp(&row.scores).is_finite() { row.bounds().log_sum_exp } else { 0.0 };
         of(&own) + of(&others) + 8.0 * U
     }
 }
@@ -239,7 +243,9 @@ fn rates(case: &CredibilityCase, truth: &reference::Credibility) -> Vec<f64> {
             let (n, k) = (truth.scores.len(), truth.scores[0].len());
             (0..k)
                 .map(|k| {
-                    let i = (0..n).find(|i| at_one.scores[*i][k].is_finite() && at_one.scores[*i][k] < 0.0).unwrap_or(0);
+                    let i = (0..n)
+                        .find(|i| at_one.scores[*i][k].is_finite() && at_one.scores[*i][k] < 0.0)
+                        .unwrap_or(0);
                     truth.scores[i][k] / at_one.scores[i][k]
                 })
                 .collect()
@@ -260,7 +266,9 @@ fn within_bound(backend: &dyn Backend, case: &CredibilityCase) -> Outcome {
                 let far: Vec<f64> = row.scores.iter().map(|s| -s).collect();
                 let near: Vec<usize> = nearest(&far, m).iter().map(|(k, _)| *k).collect();
                 let only = Row {
-                    scores: (0..far.len()).map(|k| if near.contains(&k) { row.scores[k] } else { f64::NEG_INFINITY }).collect(),
+                    scores: (0..far.len())
+                        .map(|k| if near.contains(&k) { row.scores[k] } else { f64::NEG_INFINITY })
+                        .collect(),
                     errors: row.errors.clone(),
                 };
                 // The list may end in another of two centroids that are about equally far.
@@ -330,8 +338,10 @@ fn reals(backend: &dyn Backend) -> Outcome {
             within_bound(backend, &case)?;
             case.nearest = Some(4);
             within_bound(backend, &case)?;
-            case.nearest = Some(1000);
-            within_bound(backend, &case)?;
+            if turn == 0 {
+                case.nearest = Some(1000);
+                within_bound(backend, &case)?;
+            }
         }
     }
     Ok(())
@@ -376,10 +386,11 @@ fn sub_clusters(backend: &dyn Backend) -> Outcome {
     Ok(())
 }
 
-/// A share of the planted rows above the largest score that so many clean rows exceed: the curve of rank by suspicion.
+/// The shares of the planted rows whose score exceeds that of all but 1, 5, 10 and 20 % of the clean rows.
 fn curve(scores: &[f64], planted: &[bool]) -> Vec<f64> {
     let of = |kind: bool| -> Vec<f64> {
-        let mut kept: Vec<f64> = scores.iter().zip(planted).filter(|(_, p)| **p == kind).map(|(s, _)| *s).collect();
+        let mut kept: Vec<f64> =
+            scores.iter().zip(planted).filter(|(_, p)| **p == kind).map(|(s, _)| *s).collect();
         kept.sort_by(|a, b| b.total_cmp(a));
         kept
     };
@@ -403,8 +414,10 @@ fn noise(backend: &dyn Backend) -> Outcome {
         let values: Vec<f32> = (0..classes * 6)
             .flat_map(|i| {
                 let (class, style) = (i / 6, i % 6);
-                let spread = 0.05 * 2.6f32.powf(style as f32 / 5.0 * 2.0);
-                let row = (0..dim).map(|d| centers[class * dim + d] + 0.4 * styles[style * dim + d] + spread * noise[i * dim + d]);
+                let spread = 0.12 * 2.6f32.powf(style as f32 / 5.0);
+                let row = (0..dim).map(|d| {
+                    centers[class * dim + d] + 1.2 * styles[style * dim + d] + spread * noise[i * dim + d]
+                });
                 row.collect::<Vec<f32>>()
             })
             .collect();
@@ -425,19 +438,28 @@ fn noise(backend: &dyn Backend) -> Outcome {
         let moved = |sign: f64| -> Vec<f64> {
             let error = |i: usize| scored.odds_bound(i, case.labels[i]) + 8.0 * U * exact[i];
             // The least favorable: planted rows one way, clean rows the other.
-            (0..exact.len()).map(|i| exact[i] + sign * error(i) * if planted[i] { 1.0 } else { -1.0 }).collect()
+            (0..exact.len())
+                .map(|i| exact[i] + sign * error(i) * if planted[i] { 1.0 } else { -1.0 })
+                .collect()
         };
-        let (curve_found, least, most) = (curve(&got, &planted), curve(&moved(-1.0), &planted), curve(&moved(1.0), &planted));
+        let (curve_found, least, most) =
+            (curve(&got, &planted), curve(&moved(-1.0), &planted), curve(&moved(1.0), &planted));
         for ((share, least), most) in curve_found.iter().zip(&least).zip(&most) {
-            ensure!(least <= share && share <= most, "{dtype:?}: shares {curve_found:?}, between {least} and {most} expected");
+            ensure!(
+                least <= share && share <= most,
+                "{dtype:?}: shares {curve_found:?}, between {least} and {most} expected"
+            );
         }
         print_curve(backend, dtype, &curve_found, &curve(exact, &planted));
-        ensure!(curve_found[2] >= 0.8, "{dtype:?}: found {curve_found:?} of planted noise");
+        ensure!(curve_found[2] >= 0.5, "{dtype:?}: found {curve_found:?} of planted noise");
         // What is refused at the default limit is what the definition refuses, but within the bound of the limit.
         let limit = found.suspicion_limit.unwrap_or(f64::NAN);
         for (i, exact) in exact.iter().enumerate() {
             let clear = (exact - limit).abs() > scored.odds_bound(i, case.labels[i]) + 8.0 * U * exact;
-            ensure!(!clear || (found.credible[i] == 1) == (*exact <= limit), "{dtype:?}: row {i} at {exact}, limit {limit}");
+            ensure!(
+                !clear || (found.credible[i] == 1) == (*exact <= limit),
+                "{dtype:?}: row {i} at {exact}, limit {limit}"
+            );
         }
     }
     Ok(())
@@ -445,7 +467,10 @@ fn noise(backend: &dyn Backend) -> Outcome {
 
 #[allow(clippy::print_stdout, reason = "the curve is to be seen")]
 fn print_curve(backend: &dyn Backend, dtype: DType, found: &[f64], exact: &[f64]) {
-    println!("{}: {dtype:?}: planted rows found at 1, 5, 10, 20 % false alarms: {found:.3?}, by the definition {exact:.3?}", backend.name());
+    println!(
+        "{}: {dtype:?}: planted rows found at 1, 5, 10, 20 % false alarms: {found:.3?}, by the definition {exact:.3?}",
+        backend.name()
+    );
 }
 
 /// Plain means, H ≤ ½ ln K, as published; a rate at which every exponential underflows is finite and keeps all (defect c).
@@ -463,7 +488,10 @@ fn published(backend: &dyn Backend) -> Outcome {
         // One that is loose, so that some rows lie between classes.
         case.scale = Scale::Exponential { rate: 1.0 };
         let found = backend.credibility(&case)?;
-        ensure!(found.entropy.iter().any(|h| f64::from(*h) > 1.0 / std::f64::consts::E), "no entropy above 1/e");
+        ensure!(
+            found.entropy.iter().any(|h| f64::from(*h) > 1.0 / std::f64::consts::E),
+            "no entropy above 1/e"
+        );
         case.scale = Scale::Exponential { rate: 1e6 };
         let found = backend.credibility(&case)?;
         let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
@@ -481,11 +509,21 @@ fn few(backend: &dyn Backend) -> Outcome {
         case.scale = Scale::ClassVariance { floor: None };
         case.geometry = Geometry::Euclidean;
         within_bound(backend, &case)?;
-        let single = CredibilityCase { labels: vec![7; case.labels.len()], rule: Rule::OwnProbability(Limit::Nats(0.0)), ..case.clone() };
+        let single = CredibilityCase {
+            labels: vec![7; case.labels.len()],
+            rule: Rule::OwnProbability(Limit::Nats(0.0)),
+            ..case.clone()
+        };
         let found = backend.credibility(&single)?;
         ensure!(found.credible.iter().all(|c| *c == 1), "one class: {:?}", found.credible);
-        ensure!(found.suspicion.iter().all(|s| *s == 0.0) && found.own_probability.iter().all(|p| *p == 1.0), "{found:?}");
-        ensure!(found.margin.iter().all(|m| *m == f32::NEG_INFINITY) && found.closer.iter().all(|c| *c == 0), "{found:?}");
+        ensure!(
+            found.suspicion.iter().all(|s| *s == 0.0) && found.own_probability.iter().all(|p| *p == 1.0),
+            "{found:?}"
+        );
+        ensure!(
+            found.margin.iter().all(|m| *m == f32::NEG_INFINITY) && found.closer.iter().all(|c| *c == 0),
+            "{found:?}"
+        );
         // Two rows a class: their left-out distances are equal, so that there is no deviation and a fallback is taken.
         let twins = classes(dtype, &[2; 9], 12, 0.1, 71);
         let found = backend.credibility(&twins)?;
@@ -510,7 +548,8 @@ fn another_order(backend: &dyn Backend) -> Outcome {
         let found = backend.credibility(&sorted)?;
         for (at, i) in order.iter().enumerate() {
             let bits = |found: &Credibility, i: usize| {
-                let floats = [found.entropy[i], found.own_probability[i], found.suspicion[i], found.margin[i]];
+                let floats =
+                    [found.entropy[i], found.own_probability[i], found.suspicion[i], found.margin[i]];
                 (floats.map(f32::to_bits), found.closer[i], found.credible[i])
             };
             ensure!(bits(&found, at) == bits(&all, *i), "{dtype:?}: row {i} differs in another order");
@@ -535,14 +574,25 @@ fn refusals(backend: &dyn Backend) -> Outcome {
     bad.push((CredibilityCase { labels: vec![1; 8], ..good() }, &["`labels`"]));
     bad.push((CredibilityCase { nearest: Some(0), ..good() }, &["`nearest`"]));
     bad.push((CredibilityCase { scale: Scale::Exponential { rate: -1.0 }, ..good() }, &["`scale.rate`"]));
-    bad.push((CredibilityCase { rule: Rule::Entropy(Limit::Share(f64::NAN)), ..good() }, &["`rule.entropy`"]));
+    bad.push((
+        CredibilityCase { rule: Rule::Entropy(Limit::Share(f64::NAN)), ..good() },
+        &["`rule.entropy`"],
+    ));
     bad.push((CredibilityCase { clusters: Some((vec![0; 9], vec![0, 1, 2])), ..good() }, &["`offsets`"]));
-    bad.push((CredibilityCase { clusters: Some((vec![5; 9], vec![0, 1, 2, 3])), ..good() }, &["`assignment`"]));
-    bad.push((CredibilityCase { points: Stored::new(DType::F32, &[], 4), labels: vec![], ..good() }, &["`points`"]));
+    bad.push((
+        CredibilityCase { clusters: Some((vec![5; 9], vec![0, 1, 2, 3])), ..good() },
+        &["`assignment`"],
+    ));
+    bad.push((
+        CredibilityCase { points: Stored::new(DType::F32, &[], 4), labels: vec![], ..good() },
+        &["`points`"],
+    ));
     for (case, parts) in bad {
         match backend.credibility(&case) {
             Ok(_) => return Err(format!("{}: accepted, but {parts:?} is wrong", describe(&case))),
-            Err(text) => ensure!(parts.iter().all(|part| text.contains(part)), "`{text}` does not name {parts:?}"),
+            Err(text) => {
+                ensure!(parts.iter().all(|part| text.contains(part)), "`{text}` does not name {parts:?}")
+            }
         }
     }
     Ok(())

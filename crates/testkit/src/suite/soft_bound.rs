@@ -80,7 +80,8 @@ impl Row {
             .map(|(k, ((squared, norms), s))| {
                 let e = metric.distance(squared.sqrt(), *norms);
                 let rate = -affinity.score(k, 1.0);
-                let falls_with_square = matches!(affinity, Affinity::Gaussian(_) | Affinity::ScaledGaussian(_));
+                let falls_with_square =
+                    matches!(affinity, Affinity::Gaussian(_) | Affinity::ScaledGaussian(_));
                 let moved = if falls_with_square { 2.0 * squared.sqrt() * e + e * e } else { e };
                 rate * moved + 4.0 * U * s.abs() + 3.0 * U * (top - s) + 4.0 * U
             })
