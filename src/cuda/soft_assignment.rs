@@ -210,7 +210,8 @@ mod tests {
     }
 
     #[test]
-    fn shared_memory_fits_two_blocks_into_the_smallest_device() {
-        assert!(2 * rows_shared_bytes() <= 2 * 51 * 1024);
+    fn shared_memory_fits_into_the_smallest_device() {
+        // 99 KiB for one block on sm_86 and sm_89.
+        assert!(rows_shared_bytes() <= 99 * 1024);
     }
 }

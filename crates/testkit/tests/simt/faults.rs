@@ -407,7 +407,7 @@ fn assert_all_found(families: &[&'static Family]) {
         return;
     }
     let faults: Vec<(&Family, &Fault)> =
-        families.iter().flat_map(|family| family.2.iter().map(move |f| (family, f))).collect();
+        families.iter().copied().flat_map(|family| family.2.iter().map(move |f| (family, f))).collect();
     let unfound: Vec<String> = faults
         .into_par_iter()
         .filter_map(|(family, fault)| {
