@@ -9,6 +9,7 @@ pub mod bank;
 pub mod contrast;
 mod contrast_bound;
 pub mod credibility;
+mod credibility_bound;
 pub mod gathered;
 mod gathered_bound;
 mod gathered_update;
@@ -16,6 +17,7 @@ pub mod neighbors;
 pub mod ranking;
 pub mod soft_assignment;
 mod soft_bound;
+mod soft_centroids;
 
 pub use contrast_bound::{Between, between_backends};
 
