@@ -95,6 +95,13 @@ const PLAIN: Family = (
             "predicted;",
         )
         .by("credibility: classes of one row, and one class"),
+        fault(
+            "another class is not refused",
+            "credibility.cu",
+            "(p.reject_other_class == 0 || predicted",
+            "(p.reject_other_class != 7 || predicted",
+        )
+        .by("credibility: the curve of planted label noise"),
     ],
 );
 
@@ -157,13 +164,6 @@ const LISTS: Family = (
             "credibility.cu",
             "entropy <= __uint_as_float(p.entropy_limit) &&",
             "entropy <= INFINITY &&",
-        )
-        .by("credibility: real inputs within the bound"),
-        fault(
-            "another class is not refused",
-            "credibility.cu",
-            "(p.reject_other_class == 0 || predicted",
-            "(p.reject_other_class != 7 || predicted",
         )
         .by("credibility: real inputs within the bound"),
         fault(
