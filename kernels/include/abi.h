@@ -203,8 +203,11 @@ constexpr uint32_t ROW_PARTIAL_BYTES = 12;
 constexpr uint32_t TARGET_DIMS = 1024;
 constexpr uint32_t TARGET_SHARED_BYTES = 32864;
 // Words of the status of a problem: the least bad query, key, temperature, denominator weight, list, old query and old
-// key.
-constexpr uint32_t CONTRAST_STATUS = 7;
+// key; then the complements of the bits of the largest squared norm of queries and of valid keys, and of the largest
+// |log₂ u|.
+constexpr uint32_t CONTRAST_STATUS = 10;
+// Rows that one block checks.
+constexpr uint32_t CHECKED_ROWS = 64;
 // Old and new dimensions of a block's part of the moments.
 constexpr uint32_t MOMENT_ROWS = 32;
 constexpr uint32_t MOMENT_COLS = 64;
@@ -276,6 +279,9 @@ struct Contrast {
     uint64_t moment_weights;
     // u32 [CONTRAST_STATUS].
     uint64_t status;
+    // f32 [queries] and [keys]: norms, which bound scores beforehand; either may be absent.
+    uint64_t query_norms;
+    uint64_t key_norms;
     uint32_t query_count;
     uint32_t key_count;
     uint32_t dim;
@@ -302,6 +308,28 @@ struct Contrast {
     uint32_t affinity_scale;
     // 1 when a list may end in places that hold NONE.
     uint32_t padded;
+    // 1 when the sums along ⟨x, y⟩ have the positives of the denominator in them.
+    uint32_t positives_within;
+    uint32_t reserved;
+};
+
+// contrast_symmetric_*: both directions of the loss at once.
+struct ContrastSymmetric {
+    // One direction, without denominator weights, moments and temperatures of their own.
+    Contrast pairs;
+    // [keys, query_splits] of ROW_PARTIAL_BYTES: what splits of the queries know of the keys.
+    uint64_t key_partials;
+    // f32 [keys]: of the other direction's losses, what `pairs` has of this one's.
+    uint64_t key_upstream;
+    uint64_t key_log_sum_exp;
+    uint64_t key_mass;
+    uint64_t key_inverse_normalizer;
+    // One bit a query: those that are in the other direction's sums.
+    uint64_t query_valid;
+    // u32: the complement of the bits of the largest coefficient.
+    uint64_t largest;
+    uint32_t query_splits;
+    uint32_t reserved;
 };
 
 // contrast_moments_*: sums over all rows of one side, which stand for every sum over positives of the other.

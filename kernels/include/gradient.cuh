@@ -39,6 +39,32 @@ __device__ __forceinline__ void each_weighted(const Contrast& p, const TileFacts
     }
 }
 
+// The masks of this thread's elements, and the weights of the positives among them; 0 of other pairs.
+template <class Shape>
+__device__ __forceinline__ void weigh_positives(const Contrast& p, const TileFacts& keys, const TileFacts& queries,
+                                                Masks (&masks)[2], float (&weight)[2][Shape::ELEMENTS]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        masks[half] = masks_of<true, Shape>(p, keys, queries, half);
+        if (p.positives_left_out != 0) {
+            masks[half].close(masks[half].positive());
+        }
+#pragma unroll
+        for (int i = 0; i < Shape::ELEMENTS; ++i) {
+            weight[half][i] = p.by_moments == 0 && masks[half].is_positive(i) ? 1.0f : 0.0f;
+        }
+    }
+    if (p.weights != 0 || (p.affinity != AFFINITY_NONE && p.by_moments == 0)) {
+        each_weighted<Shape>(p, keys, queries, masks, [&](int half, int place, float its) {
+#pragma unroll
+            for (int i = 0; i < 2 * Shape::ELEMENTS; ++i) {
+                float& mine = weight[i / Shape::ELEMENTS][i % Shape::ELEMENTS];
+                mine = i == half * Shape::ELEMENTS + place ? its : mine;
+            }
+        });
+    }
+}
+
 // Of a query: what multiplies e^s and a positive's weight in its coefficients.
 struct QueryWeights {
     float scale;
@@ -109,29 +135,9 @@ struct KeyGradient {
 
     __device__ __forceinline__ void take(const typename Shape::Products& products, const Coefficients<T>& coefficients,
                                          ValueSums&) {
-        // Of positives in this thread's elements; 0 of other pairs.
         float weight[2][Shape::ELEMENTS];
         Masks masks[2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            masks[half] = masks_of<true, Shape>(p, shared.keys, shared.queries, half);
-            if (p.positives_left_out != 0) {
-                masks[half].close(masks[half].positive());
-            }
-#pragma unroll
-            for (int i = 0; i < Shape::ELEMENTS; ++i) {
-                weight[half][i] = p.by_moments == 0 && masks[half].is_positive(i) ? 1.0f : 0.0f;
-            }
-        }
-        if (p.weights != 0 || (p.affinity != AFFINITY_NONE && p.by_moments == 0)) {
-            each_weighted<Shape>(p, shared.keys, shared.queries, masks, [&](int half, int place, float its) {
-#pragma unroll
-                for (int i = 0; i < 2 * Shape::ELEMENTS; ++i) {
-                    float& mine = weight[i / Shape::ELEMENTS][i % Shape::ELEMENTS];
-                    mine = i == half * Shape::ELEMENTS + place ? its : mine;
-                }
-            });
-        }
+        weigh_positives<Shape>(p, shared.keys, shared.queries, masks, weight);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll

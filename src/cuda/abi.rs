@@ -53,7 +53,9 @@ pub const TARGET_DIMS: usize = 1024;
 /// Its shared memory.
 pub const TARGET_SHARED_BYTES: usize = 32864;
 /// Words of the status of a contrastive problem.
-pub const CONTRAST_STATUS: usize = 7;
+pub const CONTRAST_STATUS: usize = 10;
+/// Rows that one block checks.
+pub const CHECKED_ROWS: usize = 64;
 /// Old dimensions of a block's part of the moments.
 pub const MOMENT_ROWS: usize = 32;
 /// New dimensions of it.
@@ -286,6 +288,8 @@ params! {
         row_unit: u64,
         moment_weights: u64,
         status: u64,
+        query_norms: u64,
+        key_norms: u64,
         query_count: u32,
         key_count: u32,
         dim: u32,
@@ -304,6 +308,21 @@ params! {
         affinity: u32,
         affinity_scale: u32,
         padded: u32,
+        positives_within: u32,
+        reserved: u32,
+    }
+    /// `contrast_symmetric_*`.
+    ContrastSymmetric {
+        pairs: Contrast,
+        key_partials: u64,
+        key_upstream: u64,
+        key_log_sum_exp: u64,
+        key_mass: u64,
+        key_inverse_normalizer: u64,
+        query_valid: u64,
+        largest: u64,
+        query_splits: u32,
+        reserved: u32,
     }
     /// Sums over all rows of one side, in the place of sums over positives.
     ContrastMoments {

@@ -73,6 +73,7 @@ fn the_constants_agree() {
         ("GRADIENT_DIMS", abi::GRADIENT_DIMS),
         ("ROW_PARTIAL_BYTES", abi::ROW_PARTIAL_BYTES),
         ("CONTRAST_STATUS", abi::CONTRAST_STATUS),
+        ("CHECKED_ROWS", abi::CHECKED_ROWS),
         ("TYPE_F32", abi::TYPE_F32),
         ("TYPE_F16", abi::TYPE_F16),
         ("TYPE_BF16", abi::TYPE_BF16),

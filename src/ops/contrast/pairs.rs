@@ -133,6 +133,11 @@ impl Pairs {
         self
     }
 
+    /// Whether kernels compute both directions from one pass: all keys as positives have sums of their own.
+    pub(super) fn has_one_pass(&self) -> bool {
+        !matches!(self.rule, Rule::All)
+    }
+
     /// The same pairs of `b` queries and `n` keys with both exchanged; a key that is not valid or not credible is no
     /// anchor.
     ///

@@ -7,7 +7,7 @@ use consonance_cpu::ranking::Ranking;
 
 use super::{
     Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
-    PushCase, Pushed, RankingCase, Sides, UpdateCase, Updated,
+    PushCase, Pushed, RankingCase, Sides, SymmetricCase, SymmetricFound, UpdateCase, Updated,
 };
 use crate::stored::Stored;
 
@@ -149,6 +149,10 @@ impl<E: Executor> Backend for OnDevice<E> {
 
     fn contrast(&self, case: &ContrastCase) -> std::result::Result<ContrastFound, String> {
         self.contrast_of(case).map_err(|error| error.to_string())
+    }
+
+    fn symmetric(&self, case: &SymmetricCase) -> std::result::Result<SymmetricFound, String> {
+        self.symmetric_of(case).map_err(|error| error.to_string())
     }
 
     fn gathered(&self, case: &GatheredCase, gradients: bool) -> std::result::Result<GatheredFound, String> {

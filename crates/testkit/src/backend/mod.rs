@@ -2,6 +2,7 @@
 
 mod bank;
 mod contrast;
+mod contrast_symmetric;
 mod device;
 mod gathered;
 mod guarded;
@@ -15,6 +16,7 @@ use crate::stored::Stored;
 
 pub use bank::{Batch, CentersCase, PushCase, Pushed};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
+pub use contrast_symmetric::{SymmetricCase, SymmetricFound};
 pub use device::OnDevice;
 pub use gathered::{GatheredCase, GatheredFound, GatheredLoss, GatheredPositives, UpdateCase, Updated};
 pub use guarded::Guarded;
@@ -140,6 +142,12 @@ pub trait Backend {
     /// What the backend says.
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String>;
 
+    /// The losses of both directions of a contrastive loss, and all gradients.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn symmetric(&self, case: &SymmetricCase) -> Result<SymmetricFound, String>;
+
     /// The losses over lists of bank rows, with or without gradients.
     ///
     /// # Errors
@@ -189,6 +197,10 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
         (**self).contrast(case)
+    }
+
+    fn symmetric(&self, case: &SymmetricCase) -> Result<SymmetricFound, String> {
+        (**self).symmetric(case)
     }
 
     fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String> {
@@ -265,6 +277,10 @@ impl Backend for Cpu {
 
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String> {
         Self::contrast_of(case)
+    }
+
+    fn symmetric(&self, case: &SymmetricCase) -> Result<SymmetricFound, String> {
+        Self::symmetric_of(case)
     }
 
     fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String> {

@@ -8,7 +8,7 @@ use consonance_cpu::ranking::Ranking;
 
 use super::{
     Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
-    PushCase, Pushed, RankingCase, UpdateCase, Updated,
+    PushCase, Pushed, RankingCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
 };
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
@@ -75,6 +75,20 @@ impl<B: Backend> Backend for Recorded<B> {
             self.add(floats);
         }
         found.counted.hash(&mut *self.digest.borrow_mut());
+        Ok(found)
+    }
+
+    fn symmetric(&self, case: &SymmetricCase) -> Result<SymmetricFound, String> {
+        let found = self.backend.symmetric(case)?;
+        for floats in [&found.x, &found.y] {
+            self.add(floats);
+        }
+        for found in &found.directions {
+            for floats in [&found.per_row, &found.log_sum_exp, &found.temperatures] {
+                self.add(floats);
+            }
+            found.counted.hash(&mut *self.digest.borrow_mut());
+        }
         Ok(found)
     }
 

@@ -8,6 +8,7 @@
 pub mod bank;
 pub mod contrast;
 mod contrast_bound;
+pub mod contrast_symmetric;
 pub mod gathered;
 mod gathered_bound;
 mod gathered_update;
@@ -36,7 +37,14 @@ pub type Check = (&'static str, fn(&dyn crate::backend::Backend) -> Outcome);
 
 /// All checks of all families.
 pub fn all() -> impl Iterator<Item = Check> {
-    let families = [neighbors::CHECKS, ranking::CHECKS, contrast::CHECKS, gathered::CHECKS, bank::CHECKS];
+    let families = [
+        neighbors::CHECKS,
+        ranking::CHECKS,
+        contrast::CHECKS,
+        gathered::CHECKS,
+        bank::CHECKS,
+        contrast_symmetric::CHECKS,
+    ];
     families.into_iter().flatten().copied()
 }
 

@@ -2,6 +2,8 @@
 
 #[path = "bank_faults.rs"]
 mod bank;
+#[path = "contrast_symmetric_faults.rs"]
+mod contrast_symmetric;
 #[path = "gathered_faults.rs"]
 mod gathered;
 
@@ -400,6 +402,7 @@ fn the_suite_finds_every_planted_fault() {
     }
     let faults: Vec<(&Family, &Fault)> = [&NEIGHBORS, &RANKING, &CONTRAST, &gathered::GATHERED, &bank::BANK]
         .into_iter()
+        .chain([&contrast_symmetric::SYMMETRIC])
         .flat_map(|family| family.2.iter().map(move |f| (family, f)))
         .collect();
     let unfound: Vec<String> = faults
