@@ -49,13 +49,11 @@ __device__ __forceinline__ bool is_good_list(const Contrast& p, uint32_t query) 
     return good;
 }
 
-// The largest squared norms and |log₂ u| that a warp has seen, by status word from LONGEST_QUERY on.
+// The largest squared norms and |log₂ u| that a warp has seen.
 struct Largest {
-    float of[3];
-
-    __device__ __forceinline__ void raise(int word, float to) {
-        of[word - LONGEST_QUERY] = fmaxf(of[word - LONGEST_QUERY], to);
-    }
+    float query;
+    float key;
+    float bias;
 };
 
 // One warp a row: queries first, then keys.
@@ -84,8 +82,10 @@ __device__ __forceinline__ void check_row(const Contrast& p, uint64_t item, Larg
     if (norms != 0) {
         output<float>(norms)[row] = sqrtf(squares);
     }
-    if (is_query || bit_at(p.valid, row)) {
-        largest.raise(is_query ? LONGEST_QUERY : LONGEST_KEY, squares);
+    if (is_query) {
+        largest.query = fmaxf(largest.query, squares);
+    } else if (bit_at(p.valid, row)) {
+        largest.key = fmaxf(largest.key, squares);
     }
     if (is_query) {
         const float temperature = temperature_of(p, row);
@@ -98,7 +98,7 @@ __device__ __forceinline__ void check_row(const Contrast& p, uint64_t item, Larg
             report(p, 3, row);
         }
         if (weight > 0.0f && bit_at(p.valid, row)) {
-            largest.raise(WIDEST_BIAS, fabsf(log2f(weight)));
+            largest.bias = fmaxf(largest.bias, fabsf(log2f(weight)));
         }
     }
 }
@@ -115,11 +115,10 @@ __device__ __forceinline__ void check(const Contrast& p) {
         }
     }
     if (lane_index() == 0) {
-#pragma unroll
-        for (int i = 0; i < 3; ++i) {
-            // Numbers that are not negative are ordered as their bits are. What is not finite was reported.
-            report(p, LONGEST_QUERY + i, ~__float_as_uint(largest.of[i]));
-        }
+        // Numbers that are not negative are ordered as their bits are. What is not finite was reported.
+        report(p, LONGEST_QUERY, ~__float_as_uint(largest.query));
+        report(p, LONGEST_KEY, ~__float_as_uint(largest.key));
+        report(p, WIDEST_BIAS, ~__float_as_uint(largest.bias));
     }
 }
 

@@ -40,12 +40,12 @@ __device__ __forceinline__ void each_weighted(const Contrast& p, const TileFacts
 }
 
 // The masks of this thread's elements, and the weights of the positives among them; 0 of other pairs.
-template <class Shape>
+template <class Shape, bool SKIPS = false>
 __device__ __forceinline__ void weigh_positives(const Contrast& p, const TileFacts& keys, const TileFacts& queries,
                                                 Masks (&masks)[2], float (&weight)[2][Shape::ELEMENTS]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        masks[half] = masks_of<true, Shape>(p, keys, queries, half);
+        masks[half] = masks_of<true, Shape, SKIPS>(p, keys, queries, half);
         if (p.positives_left_out != 0) {
             masks[half].close(masks[half].positive());
         }

@@ -81,14 +81,18 @@ struct Masks {
     __device__ __forceinline__ void close(uint32_t elements) { bits &= ~(elements << 16); }
 };
 
-// ROWS_ARE_KEYS: the tile's rows are keys and its columns queries.
-template <bool ROWS_ARE_KEYS, class Shape>
+// ROWS_ARE_KEYS: the tile's rows are keys and its columns queries. SKIPS: tiles off the diagonal are not looked at, for which
+// not every kernel has registers.
+template <bool ROWS_ARE_KEYS, class Shape, bool SKIPS = false>
 __device__ __forceinline__ Masks masks_of(const Contrast& p, const TileFacts& rows, const TileFacts& columns, int half) {
     static_assert(Shape::ELEMENTS <= 16, "a mask has two bits for each");
     const Facts row = rows.get(Shape::row_of(half));
     // Off the diagonal all pairs are alike.
-    if (p.rule == RULE_DIAGONAL && p.query_ids == 0 && p.left_out_queries == 0 && rows.number[0] != columns.number[0]) {
-        return {0xffff0000u};
+    if constexpr (SKIPS) {
+        if (p.rule == RULE_DIAGONAL && p.query_ids == 0 && p.left_out_queries == 0 &&
+            rows.number[0] != columns.number[0]) {
+            return {0xffff0000u};
+        }
     }
     Masks masks{0};
 #pragma unroll 1

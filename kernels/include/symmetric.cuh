@@ -102,7 +102,7 @@ struct BothSums {
         if (pairs.positives_left_out != 0 || pairs.query_ids != 0 || pairs.left_out_queries != 0) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                masks[half] = masks_of<false, Shape>(pairs, shared.queries, shared.keys, half);
+                masks[half] = masks_of<false, Shape, true>(pairs, shared.queries, shared.keys, half);
                 if (pairs.positives_left_out != 0) {
                     masks[half].close(masks[half].positive());
                 }
@@ -334,7 +334,7 @@ struct BothGradient {
                                          ValueSums&) {
         float weight[2][Shape::ELEMENTS];
         Masks masks[2];
-        weigh_positives<Shape>(p.pairs, shared.keys, shared.queries, masks, weight);
+        weigh_positives<Shape, true>(p.pairs, shared.keys, shared.queries, masks, weight);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll

@@ -207,8 +207,8 @@ pub struct QueryGradients {
 /// Computes every row's loss and, with `gradients`, ∂L_i/∂x_i and ∂L_i/∂τ_i in the same pass over the keys; returns
 /// without waiting for the device.
 ///
-/// Scratch: 4 bytes a query, and 12 for each split of the keys, of which there are at most 8; with gradients those of the queries
-/// once a split; where all keys are positives, of moments once a split and 4 (D + 1) bytes a query.
+/// Scratch: 4 bytes a query, and 12 for each split of the keys, of which there are at most 8; with gradients those of
+/// the queries once a split; where all keys are positives, of moments once a split and 4 (D + 1) bytes a query.
 ///
 /// # Errors
 /// [`Error::Argument`] for disagreeing shapes, dtypes or lengths, empty sides, and the forms that the kernels do not

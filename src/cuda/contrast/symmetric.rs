@@ -17,8 +17,8 @@ use crate::cuda::{Executor, Memory, Result, Words};
 pub struct Symmetric<'a> {
     /// X `[B, D]` against Y `[N, D]`.
     pub rows: Problem<'a>,
-    /// Y against X, the same rows, with the pairs transposed: its anchors are those of the rows' keys that may be positives, its keys
-    /// are all valid.
+    /// Y against X, the same rows, with the pairs transposed: its anchors are those of the rows' keys that may be
+    /// positives, its keys are all valid.
     pub columns: Problem<'a>,
 }
 

@@ -306,8 +306,11 @@ impl<'a> Bounds<'a> {
     }
 }
 
+/// A name, what was found, what is expected, and how far it may be.
+pub(super) type Compared<'a> = (&'a str, &'a [f32], &'a [f64], &'a [f64]);
+
 /// Compares numbers with the definition's and gives the largest share of a bound that an error takes.
-pub(super) fn worst_share(what: &str, all: &[(&str, &[f32], &[f64], &[f64])]) -> Result<f64, String> {
+pub(super) fn worst_share(what: &str, all: &[Compared<'_>]) -> Result<f64, String> {
     let mut worst = 0.0f64;
     for (name, got, expected, bounds) in all {
         ensure!(got.len() == expected.len(), "{what}: {name} has {} elements", got.len());
@@ -334,7 +337,7 @@ pub(super) fn check_values(backend: &dyn Backend, case: &ContrastCase) -> Result
     let of_keys = bounds.all_gradients().keys;
     let [loss, lse] = bounds.of_rows();
     let [queries, temperatures, keys] = bounds.of_gradients();
-    let all: [(&str, &[f32], &[f64], &[f64]); 5] = [
+    let all: [Compared<'_>; 5] = [
         ("loss", &found.per_row, &forward.per_row, &loss),
         ("log-sum-exp", &found.log_sum_exp, &forward.log_sum_exp, &lse),
         ("gradient of the queries", &found.queries, &gradients.queries, &queries),

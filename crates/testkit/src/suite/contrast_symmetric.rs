@@ -8,7 +8,7 @@ use consonance::cuda::DType;
 use consonance_cpu::contrast::{AffinityMap, Normalizer, OtherPositives};
 
 use super::contrast::{bits, describe, labels, lists, mask, old, unit_case};
-use super::contrast_bound::{Bounds, check_values, print_share, worst_share};
+use super::contrast_bound::{Bounds, Compared, check_values, print_share, worst_share};
 use super::{Check, Outcome, ensure};
 use crate::backend::{Backend, ContrastCase, ContrastFound, ContrastRule, SymmetricCase, SymmetricFound};
 use crate::data;
@@ -41,7 +41,7 @@ fn check_both(backend: &dyn Backend, case: &SymmetricCase) -> Result<SymmetricFo
         ensure!(found.counted == forward.counted, "{what}: counted rows are {:?}", found.counted);
         let [loss, lse] = bounds.of_rows();
         let temperatures = bounds.gradients(&vec![1.0; found.counted.len()]).temperatures;
-        let all: [(&str, &[f32], &[f64], &[f64]); 3] = [
+        let all: [Compared<'_>; 3] = [
             ("loss", &found.per_row, &forward.per_row, &loss),
             ("log-sum-exp", &found.log_sum_exp, &forward.log_sum_exp, &lse),
             ("gradient of the temperatures", &found.temperatures, &temperatures, &bounds.of_temperatures()),
@@ -66,7 +66,7 @@ fn check_both(backend: &dyn Backend, case: &SymmetricCase) -> Result<SymmetricFo
     let add =
         |one: &[f64], other: &[f64]| -> Vec<f64> { one.iter().zip(other).map(|(a, b)| a + b).collect() };
     let (x, y) = (add(&rows.queries, &columns.keys), add(&rows.keys, &columns.queries));
-    let all: [(&str, &[f32], &[f64], &[f64]); 2] =
+    let all: [Compared<'_>; 2] =
         [("gradient of x", &found.x, &x, &of_x), ("gradient of y", &found.y, &y, &of_y)];
     worst = worst.max(worst_share(&what, &all)?);
     print_share(backend, &what, worst);

@@ -32,15 +32,15 @@ pub(super) const SYMMETRIC: Family = (
         fault(
             "keys that are not valid are in the bound",
             "contrast.cu",
-            "if (is_query || bit_at(p.valid, row)) {",
-            "if (is_query || row < p.key_count) {",
+            "} else if (bit_at(p.valid, row)) {",
+            "} else if (row < p.key_count) {",
         )
         .by("contrast: bounded scores"),
         fault(
-            "the longest row is that of the warp which came last",
+            "the longest key is taken for shorter than it is",
             "contrast.cu",
-            "report(p, LONGEST_QUERY + i, ~__float_as_uint(largest.of[i]));",
-            "report(p, LONGEST_QUERY + i, ~__float_as_uint(0.01f * largest.of[i]));",
+            "report(p, LONGEST_KEY, ~__float_as_uint(largest.key));",
+            "report(p, LONGEST_KEY, ~__float_as_uint(0.01f * largest.key));",
         )
         .by("contrast, symmetric: scores beyond e^60"),
         fault(
