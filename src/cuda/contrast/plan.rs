@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn splits_of_both_sides_are_cut_as_the_kernels_cut_them_and_none_is_empty() {
-        for rows in (1..5000).chain([65_536, 1 << 20, 1_000_001]) {
+        for rows in (1..5000usize).chain([65_536, 1 << 20, 1_000_001]) {
             let (tiles, splits) = (rows.div_ceil(TILE_KEYS), both_splits(rows));
             // `split_range` of pairs.cuh.
             let each = tiles.div_ceil(splits);
