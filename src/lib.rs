@@ -18,8 +18,8 @@ pub use error::{Error, Result};
 pub use ops::bank::{Bank, Entries, update_centers};
 #[cfg(feature = "candle")]
 pub use ops::contrast::{
-    AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Products, Temperature,
-    contrast, contrast_symmetric,
+    Admission, AffinityMap, Closeness, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs,
+    Products, Temperature, contrast, contrast_symmetric,
 };
 #[cfg(feature = "candle")]
 pub use ops::discrimination::{

@@ -9,9 +9,9 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use consonance_cpu::{Rows, contrast as cpu};
 
 pub use consonance_cpu::contrast::{
-    AffinityMap, Normalizer, Options as ContrastOptions, OtherPositives, Products,
+    Admission, AffinityMap, Normalizer, Options as ContrastOptions, OtherPositives, Products,
 };
-pub use pairs::Pairs;
+pub use pairs::{Closeness, Pairs};
 
 use crate::ops::place::Place;
 use crate::ops::view::{Matrix, check_cpu};
@@ -49,7 +49,7 @@ pub struct Contrast {
 /// `bf16`, statistics in `f32` or wider), without any `B × N` matrix.
 ///
 /// With s_ij = ⟨x_i, y_j⟩/τ_i, the positives P(i) and weights w_ij of `pairs`, a_ij = w_ij/|P(i)| (or w_ij/Σ_P w_ij)
-/// and denominator weights u_j:
+/// and denominator weights u_j (u_ij with [`Pairs::pace`]):
 ///
 /// * [`OtherPositives::InDenominator`]: L_i = Σ_j a_ij (lse_i − s_ij), lse_i = ln Σ_k u_k e^{s_ik}. This is SupCon
 ///   (Khosla et al. 2020, eq. 2) with labels, InfoNCE with the diagonal, and the neighborhood loss of Wu et al. 2022

@@ -130,6 +130,12 @@ impl Placed {
         options: &ContrastOptions,
     ) -> Result<Self> {
         let (b, n) = (queries.dims()[0], keys.dims()[0]);
+        if pairs.pace.is_some() {
+            let expected = "none: no kernel weighs single negatives yet";
+            return Err(
+                consonance_cpu::Error::range(OP, "pace", "given for tensors on a GPU", expected).into()
+            );
+        }
         let executor = place.executor();
         let sides = |names: [&'static str; 2], of: &Option<(Tensor, Tensor)>| match of {
             Some((q, k)) => {

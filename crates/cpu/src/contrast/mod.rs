@@ -15,12 +15,14 @@ mod columns;
 pub(crate) mod exponentials;
 pub(crate) mod index;
 mod moments;
+mod pace;
 mod pairs;
 mod plan;
 mod positives;
 mod rows;
 pub(crate) mod targets;
 
+pub use pace::{Admission, Closeness, Pace};
 pub use pairs::{Affinity, AffinityMap, Normalizer, Options, OtherPositives, Pairs, Products, Rule};
 pub use plan::Plan;
 pub(crate) use plan::view_row;
