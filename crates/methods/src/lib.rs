@@ -6,6 +6,9 @@
 //!
 //! Each method is in its published form with its published defaults; its module states the formula and the source.
 //! [`Procrustes`] is the post-hoc adapter that needs no training of the new model at all.
+//!
+//! Beside them stands mutual contrastive learning on the same operations, with a configuration of its own: [`MutualBatch`],
+//! [`MutualBank`], [`MutualQueue`].
 
 mod adv_bct;
 mod bct;
@@ -18,8 +21,11 @@ mod l2;
 mod lce;
 mod method;
 mod mix_bct;
+mod momentum;
+mod mutual;
 mod neighborhood_consensus;
 mod procrustes;
+mod queue;
 mod tensors;
 mod uni_bct;
 
@@ -34,6 +40,11 @@ pub use l2::{L2, L2Config, L2Form};
 pub use lce::{Lce, LceConfig};
 pub use method::{Batch, CompatibleMethod, MethodConfig, OldBank, State, Terms, build};
 pub use mix_bct::{MixBct, MixBctConfig};
+pub use momentum::MomentumEncoder;
+pub use mutual::{
+    IndexLists, LogitDistillation, LogitStudents, MutualBank, MutualBatch, MutualContrastConfig, MutualQueue,
+    logit_distillation,
+};
 pub use neighborhood_consensus::{
     CredibilityConfig, CredibilityRule, CredibilityScope, Discrimination, Keys, NeighborhoodConsensus,
     NeighborhoodConsensusConfig, Normalization, OtherTeachers, Positives, Weights,
