@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod golden;
+mod multimodal;
 mod mutual;
 #[allow(dead_code)] // the compatible methods' tests use the rest
 #[path = "../suite/support.rs"]
 mod support;
+mod video_speech;
