@@ -15,21 +15,41 @@ use crate::random::Draws;
 use crate::trainer::Recipe;
 use crate::{Failure, failure};
 
-/// How much is trained.
-#[derive(Debug, Clone, Parser)]
-pub(crate) struct Arguments {
+#[derive(Debug, Parser)]
+struct Given {
     /// Passes over the training images.
-    #[arg(long, default_value_t = 12)]
-    pub(crate) epochs: usize,
+    #[arg(long)]
+    epochs: Option<usize>,
     /// Seeds 1 to this.
     #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// The share of the training identities that is used.
+    #[arg(long)]
+    share: Option<f64>,
+}
+
+/// How much is trained.
+#[derive(Debug, Clone)]
+pub(crate) struct Arguments {
+    /// Passes over the training images.
+    pub(crate) epochs: usize,
+    /// Seeds 1 to this.
     pub(crate) seeds: u64,
     /// The share of the training identities that is used.
-    #[arg(long, default_value_t = 0.3)]
     pub(crate) share: f64,
 }
 
 impl Arguments {
+    /// The command line's, or these.
+    pub(crate) fn parse(epochs: usize, share: f64) -> Self {
+        let given = Given::parse();
+        Self {
+            epochs: given.epochs.unwrap_or(epochs),
+            seeds: given.seeds,
+            share: given.share.unwrap_or(share),
+        }
+    }
+
     /// A small network and its training.
     pub(crate) fn recipe(&self) -> Result<Recipe, Failure> {
         if self.epochs == 0 || self.seeds == 0 {

@@ -4,7 +4,7 @@
 //! cargo run --release --example multimodal
 //! ```
 //!
-//! Emoji-ID: 30 % of the training identities, without their labels. Every picture has its emoji's names in twelve languages
+//! Emoji-ID: half of the training identities, without their labels. Every picture has its emoji's names in twelve languages
 //! as captions and English tags (`data/emoji-captions`). One variant is MoCo, the contrast of two views of a picture; the
 //! other adds the four terms with words of multimodal contrastive training (Yuan et al., CVPR 2021), at the published
 //! weights. Tested on identities that no network has seen, by the features before the heads: mAP.
@@ -44,7 +44,6 @@ pub(crate) fn failure(message: impl Into<String>) -> Failure {
 use std::collections::BTreeSet;
 
 use candle_core::{Device, Tensor, Var};
-use clap::Parser;
 use consonance_datasets::{Dataset, Split, emoji_captions, emoji_id};
 use consonance_methods::{MomentumEncoder, Multimodal, MultimodalConfig, Streams, tag_sets};
 
@@ -178,7 +177,7 @@ fn named(x: &[Tensor; 5]) -> Streams<'_> {
 }
 
 fn main() -> Result<(), Failure> {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse(20, 0.5);
     let mut recipe = arguments.recipe()?;
     recipe.schedule.rate = 6e-3;
     let data = emoji_id()?;

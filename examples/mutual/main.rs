@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Emoji-ID: 30 % of the training identities, two images of each in every batch, as Yang et al. (AAAI 2022) have it. Both
-//! variants train two networks with a classifier each; one adds the four losses of mutual contrastive learning with the
-//! published weights. Tested on identities that no network has seen: mAP of a network by itself, the mean of both.
+//! variants train two networks with a classifier each; the others add losses of mutual contrastive learning with the
+//! published weights, to the embeddings themselves or, as published, to a head over them. Tested on identities that no network has seen: mAP of a network by itself, the mean of both.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for a terminal
 #![allow(dead_code)] // modules of `upgrade` are used in part
 
@@ -41,7 +41,6 @@ pub(crate) fn failure(message: impl Into<String>) -> Failure {
 }
 
 use candle_core::{Device, Tensor};
-use clap::Parser;
 use consonance_datasets::{Dataset, Split, emoji_id};
 use consonance_methods::{CosineClassifier, MutualBatch, MutualContrastConfig};
 
@@ -85,7 +84,7 @@ fn train(
     data: &Dataset,
     (split, classes): (&Split, usize),
     recipe: &Recipe,
-    mutual: Option<&MutualBatch>,
+    mutual: Option<(&MutualBatch, bool)>,
     seed: u64,
     progress: &Progress,
 ) -> Result<Vec<Network>, Failure> {
@@ -119,9 +118,12 @@ fn train(
             for ((network, classifier), head) in networks.iter().zip(&classifiers).zip(&heads) {
                 let features = network.forward(images.clone())?;
                 losses.push(classifier.loss(&unit_rows(&features)?, &of_rows)?);
-                embeddings.push(unit_rows(&head.forward(&features)?)?);
+                embeddings.push(match mutual {
+                    Some((_, true)) => unit_rows(&head.forward(&features)?)?,
+                    _ => unit_rows(&features)?,
+                });
             }
-            if let Some(mutual) = mutual {
+            if let Some((mutual, _)) = mutual {
                 losses.push(mutual.terms(&embeddings, &of_rows)?.total);
             }
             let loss = Tensor::stack(&losses, 0)?.sum_all()?;
@@ -136,18 +138,24 @@ fn train(
 }
 
 fn main() -> Result<(), Failure> {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse(12, 0.3);
     let recipe = arguments.recipe()?;
     let data = emoji_id()?;
     let (split, classes) = data.train_subset(arguments.share)?;
     let published = MutualContrastConfig::default();
     let hard = MutualContrastConfig { soft_vcl: 0.0, soft_icl: 0.0, ..published };
-    let variants =
-        [("independent networks", None), ("VCL and ICL", Some(hard)), ("all four losses", Some(published))];
+    // The losses, and whether they are on a head.
+    let variants = [
+        ("independent networks", None),
+        ("VCL and ICL of the embeddings", Some((hard, false))),
+        ("all four losses of the embeddings", Some((published, false))),
+        ("all four losses of a head", Some((published, true))),
+    ];
     let title = "Mutual contrastive learning of two networks";
-    compare(title, "mAP", &arguments, &variants, |name, config, seed, progress| {
-        let mutual = config.map(|config| MutualBatch::new(config, COHORT)).transpose()?;
-        let networks = train(name, &data, (&split, classes), &recipe, mutual.as_ref(), seed, progress)?;
+    compare(title, "mAP", &arguments, &variants, |name, variant, seed, progress| {
+        let method = variant.map(|(config, _)| MutualBatch::new(config, COHORT)).transpose()?;
+        let mutual = method.as_ref().zip(variant.map(|(_, head)| head));
+        let networks = train(name, &data, (&split, classes), &recipe, mutual, seed, progress)?;
         let mut sum = 0.0;
         for network in &networks {
             let test = Embedded::new(network, &data)?;

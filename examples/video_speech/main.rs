@@ -44,7 +44,6 @@ pub(crate) fn failure(message: impl Into<String>) -> Failure {
 }
 
 use candle_core::{Device, Tensor};
-use clap::Parser;
 use consonance::{NeighborsOptions, neighbors};
 use consonance_datasets::{Dataset, Split, emoji_id};
 use consonance_methods::{
@@ -190,7 +189,7 @@ fn test(
 }
 
 fn main() -> Result<(), Failure> {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse(12, 0.3);
     let mut recipe = arguments.recipe()?;
     recipe.schedule.rate = 8e-3;
     let data = emoji_id()?;
