@@ -2,8 +2,10 @@
 //! when it only multiplies, and memory beyond the inputs.
 //!
 //! `cargo bench --features cuda --bench cuda_contrast`. Positives by label, with 1,000 labels. Useful work is 2·B·N·D operations for the
-//! loss, twice that with the queries' gradient, four times with the keys'; f32 is multiplied as three products of
-//! its parts, which do not count. With `candle-cuda` the same loss in Candle's own ops runs beside, with its matrices, and the
+//! loss, twice that with the queries' gradient, four times with the keys'; for the symmetric form once for the losses of both
+//! directions and five times with both sides' gradients; f32 is multiplied as three products of its parts, which do not
+//! count. Before it a table of floors: what each pass multiplies and copies by docs/contrast.md, and the milliseconds that
+//! this takes at the least at the device's ceilings. With `candle-cuda` the same loss in Candle's own ops runs beside, with its matrices, and the
 //! product alone, to which the share refers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
@@ -13,13 +15,16 @@ mod device;
 
 use std::time::Duration;
 
-use consonance::cuda::contrast::{Pairs, Problem, Rule, key_gradients, losses};
+use consonance::cuda::contrast::{
+    Pairs, Problem, Rule, Symmetric, SymmetricSide, key_gradients, losses, symmetric_gradient,
+    symmetric_losses,
+};
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Result, Words, segments};
 use consonance_cpu::contrast::Options;
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use device::{Metered, OP, median, percent, rows};
+use device::{Ceilings, Metered, OP, median, percent, rows};
 
 const LABELS: u32 = 1000;
 const TAU: f32 = 0.07;
@@ -40,19 +45,82 @@ enum Pass {
     Loss,
     Queries,
     Keys,
+    BothWays,
+    BothSides,
 }
 
 impl Pass {
-    const ALL: [(Self, &'static str, f64); 3] =
-        [(Self::Loss, "loss", 1.0), (Self::Queries, "queries", 2.0), (Self::Keys, "queries and keys", 4.0)];
+    const ALL: [(Self, &'static str, f64); 5] = [
+        (Self::Loss, "loss", 1.0),
+        (Self::Queries, "queries", 2.0),
+        (Self::Keys, "queries and keys", 4.0),
+        (Self::BothWays, "both ways", 1.0),
+        (Self::BothSides, "both ways and sides", 5.0),
+    ];
 }
 
-fn run(executor: &dyn Executor, problem: &Problem<'_>, upstream: Words<'_>, pass: Pass) -> Result<()> {
-    let found = losses(executor, problem, pass != Pass::Loss)?;
+/// Both directions, and ones for each.
+type Given<'a> = (Symmetric<'a>, [Words<'a>; 2]);
+
+fn run(executor: &dyn Executor, (problem, upstream): &Given<'_>, pass: Pass) -> Result<()> {
+    let both_sides = pass == Pass::BothSides;
+    if both_sides || pass == Pass::BothWays {
+        let found = symmetric_losses(executor, problem, both_sides)?;
+        for side in [SymmetricSide::X, SymmetricSide::Y].into_iter().filter(|_| both_sides) {
+            drop(symmetric_gradient(executor, problem, &found, *upstream, side)?);
+        }
+        return Ok(());
+    }
+    let found = losses(executor, &problem.rows, pass != Pass::Loss)?;
     if pass == Pass::Keys {
-        drop(key_gradients(executor, problem, &found, upstream)?);
+        drop(key_gradients(executor, &problem.rows, &found, upstream[0])?);
     }
     Ok(())
+}
+
+/// What docs/contrast.md, "On a GPU", says of each pass: products of 2·B·N·D operations, f32's three for each, and elements
+/// copied in units of ⌈B/64⌉ ⌈N/64⌉ D.
+fn floors(executor: &CudaExecutor) {
+    let ceilings = Ceilings::of(executor);
+    let tflops = ceilings
+        .tflops
+        .map_or("unknown".to_owned(), |tflops| format!("{tflops:.0} TFLOP/s of 16-bit products"));
+    println!("\nCeilings: {tflops}, {:.2} TB/s of memory, as copied.", ceilings.bytes / 1e12);
+    println!(
+        "\n| pass | products | ms at least | GiB copied to multiprocessors | GiB of both sides from memory | ms at least |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|");
+    for [b, n, dim] in SHAPES {
+        for dtype in [DType::BF16, DType::F32] {
+            let (times, most) = if dtype == DType::F32 { (3, 2) } else { (1, 4) };
+            let groups = dim.div_ceil(128).next_power_of_two().min(most);
+            let parts = dim.div_ceil(128 * groups);
+            let (forward, both) = ((1, 128), (1 + parts, 128 * parts + 64));
+            for (pass, passes) in [
+                ("loss", vec![forward]),
+                ("queries", vec![both]),
+                ("queries and keys", vec![both; 2]),
+                ("both ways", vec![forward]),
+                ("both ways and sides", vec![forward, both, both]),
+            ] {
+                let products = passes.iter().map(|it| it.0 * times).sum::<usize>();
+                let work = (products * 2 * b * n) as f64 * dim as f64;
+                let of_products =
+                    ceilings.tflops.map_or("–".to_owned(), |tflops| format!("{:.3}", work / tflops / 1e9));
+                let tiles = (b.div_ceil(64) * n.div_ceil(64) * dim * dtype.bytes()) as f64;
+                let copied = passes.iter().map(|it| it.1).sum::<usize>() as f64 * tiles;
+                let keys = (passes.len() * (b + n) * dim * dtype.bytes()) as f64;
+                let gib = f64::from(1 << 30);
+                println!(
+                    "| {}/{b}x{n}x{dim}/{pass} | {products} | {of_products} | {:.2} | {:.3} | {:.3} |",
+                    dtype.suffix(),
+                    copied / gib,
+                    keys / gib,
+                    keys / ceilings.bytes * 1e3,
+                );
+            }
+        }
+    }
 }
 
 fn bench(criterion: &mut Criterion) {
@@ -61,6 +129,7 @@ fn bench(criterion: &mut Criterion) {
     let multiplying = unfused();
     #[cfg(not(feature = "candle-cuda"))]
     let multiplying: Option<f64> = None;
+    floors(&executor);
     println!("\n| contrast | ms | TFLOP/s | of multiplying | MiB beyond inputs |\n|---|---:|---:|---:|---:|");
     for [b, n, dim] in SHAPES {
         let (b, n) = if shapes_are_small() { (b.min(128), n.min(2048)) } else { (b, n) };
@@ -71,25 +140,31 @@ fn bench(criterion: &mut Criterion) {
             let (query_labels, key_labels) =
                 (upload(&data::labels(b, LABELS, 3)), upload(&data::labels(n, LABELS, 4)));
             let temperature = upload(&[(TAU * dim as f32).to_bits()]);
-            let ones = upload(&vec![1f32.to_bits(); b]);
+            let ones = upload(&vec![1f32.to_bits(); b.max(n)]);
             let words = |memory, len| Words::new(OP, "words", memory, len).unwrap();
-            let order = segments::sort(&executor, words(&key_labels, n)).unwrap();
-            let problem = Problem {
-                queries: Matrix::new(OP, "queries", &left, dtype, 0, [b, dim, dim]).unwrap(),
-                keys: Matrix::new(OP, "keys", &right, dtype, 0, [n, dim, dim]).unwrap(),
-                temperatures: words(&temperature, 1),
-                pairs: Pairs::new(Rule::Labels {
-                    queries: words(&query_labels, b),
-                    keys: words(&key_labels, n),
-                    key_order: &order,
-                }),
-                options: Options::default(),
+            let side = |memory, labels, rows| {
+                let matrix = Matrix::new(OP, "rows", memory, dtype, 0, [rows, dim, dim]).unwrap();
+                (matrix, words(labels, rows), segments::sort(&executor, words(labels, rows)).unwrap())
             };
+            let (x, y) = (side(&left, &query_labels, b), side(&right, &key_labels, n));
+            let sides = [&x, &y];
+            let direction = |queries: usize| {
+                let (queries, keys) = (sides[queries], sides[1 - queries]);
+                Problem {
+                    queries: queries.0,
+                    keys: keys.0,
+                    temperatures: words(&temperature, 1),
+                    pairs: Pairs::new(Rule::Labels { queries: queries.1, keys: keys.1, key_order: &keys.2 }),
+                    options: Options::default(),
+                }
+            };
+            let problem = Symmetric { rows: direction(0), columns: direction(1) };
+            let given = (problem, [words(&ones, b), words(&ones, n)]);
             for (pass, of, useful) in Pass::ALL {
                 let metered = Metered::new(&executor);
-                run(&metered, &problem, words(&ones, b), pass).unwrap();
+                run(&metered, &given, pass).unwrap();
                 let once = || {
-                    let timed = executor.milliseconds(OP, || run(&executor, &problem, words(&ones, b), pass));
+                    let timed = executor.milliseconds(OP, || run(&executor, &given, pass));
                     f64::from(timed.unwrap())
                 };
                 let (ms, work) = (median(once), useful * 2.0 * (b * n) as f64 * dim as f64);

@@ -4,7 +4,7 @@
 //   left out:  L_i = Σ_j a_ij ln(1 + e^(lse_i − ⟨x_i, y_j⟩ / τ_i)) with lse_i over the others,  ∂L_i/∂s_ij = −a_ij q_ij on
 //   positives and p_ij Σ_k a_ik q_ik elsewhere, q_ij = 1 / (1 + e^(⟨x_i, y_j⟩ / τ_i − lse_i))
 //
-//   check    rows, temperatures, weights and lists that the sums cannot take                           (status)
+//   check    rows, temperatures, weights and lists that the sums cannot take; norms and the largest   (status)
 //   old      inverse norms of old embeddings
 //   rows     lse and Σ p y over the keys that are no positives, rescaled online: one sweep over the keys (softmax.cuh)
 //   targets  joins the splits; walks the positives, one by one in f32: losses, and the queries' gradient (targets.cuh)
@@ -49,13 +49,16 @@ __device__ __forceinline__ bool is_good_list(const Contrast& p, uint32_t query) 
     return good;
 }
 
+// The largest squared norms and |log₂ u| that a warp has seen.
+struct Largest {
+    float query;
+    float key;
+    float bias;
+};
+
 // One warp a row: queries first, then keys.
 template <class T>
-__device__ __forceinline__ void check(const Contrast& p) {
-    const uint64_t item = static_cast<uint64_t>(blockIdx.x) * (TILE_THREADS / 32) + threadIdx.x / 32;
-    if (item >= static_cast<uint64_t>(p.query_count) + p.key_count) {
-        return;
-    }
+__device__ __forceinline__ void check_row(const Contrast& p, uint64_t item, Largest& largest) {
     const bool is_query = item < p.query_count;
     const uint32_t row = static_cast<uint32_t>(is_query ? item : item - p.query_count);
     const T* const data = array<T>(is_query ? p.queries : p.keys) + row * (is_query ? p.query_stride : p.key_stride);
@@ -75,6 +78,15 @@ __device__ __forceinline__ void check(const Contrast& p) {
     if (!(squares <= LARGEST_SQUARED_NORM)) {
         report(p, is_query ? 0 : 1, row);
     }
+    const uint64_t norms = is_query ? p.query_norms : p.key_norms;
+    if (norms != 0) {
+        output<float>(norms)[row] = sqrtf(squares);
+    }
+    if (is_query) {
+        largest.query = fmaxf(largest.query, squares);
+    } else if (bit_at(p.valid, row)) {
+        largest.key = fmaxf(largest.key, squares);
+    }
     if (is_query) {
         const float temperature = temperature_of(p, row);
         if (!(temperature > 0.0f && is_finite(temperature) && is_finite(LOG2_E / temperature))) {
@@ -85,6 +97,28 @@ __device__ __forceinline__ void check(const Contrast& p) {
         if (!(weight >= 0.0f && is_finite(weight))) {
             report(p, 3, row);
         }
+        if (weight > 0.0f && bit_at(p.valid, row)) {
+            largest.bias = fmaxf(largest.bias, fabsf(log2f(weight)));
+        }
+    }
+}
+
+// CHECKED_ROWS rows a block.
+template <class T>
+__device__ __forceinline__ void check(const Contrast& p) {
+    const uint64_t rows = static_cast<uint64_t>(p.query_count) + p.key_count;
+    Largest largest{};
+    for (uint32_t at = threadIdx.x / 32; at < CHECKED_ROWS; at += TILE_THREADS / 32) {
+        const uint64_t item = static_cast<uint64_t>(blockIdx.x) * CHECKED_ROWS + at;
+        if (item < rows) {
+            check_row<T>(p, item, largest);
+        }
+    }
+    if (lane_index() == 0) {
+        // Numbers that are not negative are ordered as their bits are. What is not finite was reported.
+        report(p, LONGEST_QUERY, ~__float_as_uint(largest.query));
+        report(p, LONGEST_KEY, ~__float_as_uint(largest.key));
+        report(p, WIDEST_BIAS, ~__float_as_uint(largest.bias));
     }
 }
 
@@ -237,19 +271,19 @@ __device__ __forceinline__ void targets(const Contrast& p) {
         output<float>(p.mass)[query] = mass;
         output<float>(p.inverse_normalizer)[query] = inverse;
     }
-    if (!gradient) {
-        return;
-    }
     // What the positives' part of Σ (∂L/∂s) y is, of sums Σ p y or Σ w q y and Σ w y; and the same along x.
-    const auto of_positives = [&](float pulled, float weighted) {
-        return p.by_moments != 0 ? -weighted * inverse
-               : left_out        ? -pulled * inverse
-                                 : mass * pulled - weighted * inverse;
+    const auto of_positives = [&](float pulled, float weighted, bool within) {
+        return left_out ? -pulled * inverse : within ? -weighted * inverse : mass * pulled - weighted * inverse;
     };
-    if (first_dim == 0 && threadIdx.x == 0) {
-        const float along = dense * row.along + of_positives(sums.pulled, sums.along);
+    const bool by_moments = p.by_moments != 0;
+    if (p.temperature_gradient != 0 && first_dim == 0 && threadIdx.x == 0) {
+        const bool within = by_moments || p.positives_within != 0;
+        const float along = dense * row.along + of_positives(sums.pulled, sums.along, within);
         // s is proportional to 1 / τ.
         output<float>(p.temperature_gradient)[query] = counts ? -(along / temperature) / temperature : 0.0f;
+    }
+    if (!gradient) {
+        return;
     }
     const uint64_t place = static_cast<uint64_t>(query) * p.dim + first_dim;
     for (uint32_t d = threadIdx.x; d < dims; d += TILE_THREADS) {
@@ -260,11 +294,11 @@ __device__ __forceinline__ void targets(const Contrast& p) {
             // A split without a key of the denominator has the maximum −∞, as the row may have.
             sum += dense > 0.0f ? factor * array<float>(p.partial_gradients)[before + place + d] : 0.0f;
         }
-        if (p.by_moments != 0) {
+        if (by_moments) {
             const uint64_t target = static_cast<uint64_t>(query) * (p.dim + 1) + first_dim + d;
-            sum += of_positives(0.0f, array<float>(p.targets)[target]);
+            sum += of_positives(0.0f, array<float>(p.targets)[target], true);
         } else {
-            sum += of_positives(walk.sum(0, d), walk.sum(1, d));
+            sum += of_positives(walk.sum(0, d), walk.sum(1, d), false);
         }
         output<float>(p.query_gradient)[place + d] = counts ? sum / temperature : 0.0f;
     }
@@ -294,24 +328,12 @@ CONSONANCE_KERNEL(contrast_old, Contrast, TILE_THREADS, 4) { old(p); }
 
 // One block: g_i / τ_i in units that make the largest coefficient of any row just below 2¹⁴.
 CONSONANCE_KERNEL(contrast_weigh, Contrast, TILE_THREADS, 1) {
-    auto* const largest_of_warps = reinterpret_cast<float*>(ptx::shared_memory());
     float largest = 0.0f;
     for (uint32_t query = threadIdx.x; query < p.query_count; query += TILE_THREADS) {
         const float weight = array<float>(p.upstream)[query] / temperature_of(p, query);
         largest = fmaxf(largest, fabsf(weight) * array<float>(p.mass)[query]);
     }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
-    }
-    if (lane_index() == 0) {
-        largest_of_warps[threadIdx.x / 32] = largest;
-    }
-    __syncthreads();
-    for (uint32_t warp = 0; warp < TILE_THREADS / 32; ++warp) {
-        largest = fmaxf(largest, largest_of_warps[warp]);
-    }
-    const float unit = unit_for(largest);
+    const float unit = unit_for(largest_of_block(largest, reinterpret_cast<float*>(ptx::shared_memory())));
     for (uint32_t query = threadIdx.x; query < p.query_count; query += TILE_THREADS) {
         const float weight = array<float>(p.upstream)[query] / temperature_of(p, query);
         output<float>(p.row_weights)[query] = weight * unit;

@@ -18,13 +18,16 @@ pub use error::{Error, Result};
 pub use ops::bank::{Bank, Entries, update_centers};
 #[cfg(feature = "candle")]
 pub use ops::contrast::{
-    AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Products, Temperature,
-    contrast, contrast_symmetric,
+    Admission, AffinityMap, Closeness, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs,
+    Products, Temperature, contrast, contrast_symmetric,
 };
 #[cfg(feature = "candle")]
 pub use ops::discrimination::{
-    DiscriminationOptions, Divergence, discrimination_kl, discrimination_raw, discrimination_soft,
+    DiscriminationDivergence, DiscriminationOptions, discrimination_kl, discrimination_raw,
+    discrimination_soft,
 };
+#[cfg(feature = "candle")]
+pub use ops::divergence::{Direction, Divergence, DivergenceOptions, TeacherStatistics, divergence};
 #[cfg(feature = "candle")]
 pub use ops::gathered::{
     GatheredDivergence, GatheredPositives, gathered_contrast, gathered_divergence, update_rows,
@@ -44,7 +47,10 @@ pub use {
     ops::{
         clusters::{ClusterCount, ClusterStart, SubClusters, SubClustersOptions, sub_clusters},
         credibility::{Credibility, CredibilityOptions, credibility},
-        soft_assignment::{SoftAffinity, SoftAssignment, SoftAssignmentOptions, soft_assignment},
+        soft_assignment::{
+            SoftAffinity, SoftAssignment, SoftAssignmentOptions, SoftCentroids, soft_assignment,
+            soft_centroids,
+        },
     },
 };
 

@@ -3,8 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+#[path = "kernels/clusters.rs"]
+mod clusters;
 #[path = "kernels/contrast.rs"]
 mod contrast;
+#[path = "kernels/discrimination.rs"]
+mod discrimination;
+#[path = "kernels/soft_assignment.rs"]
+mod soft_assignment;
 
 use std::sync::{Arc, LazyLock};
 

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use candle_core::{DType, Device, Tensor, Var};
-use consonance::{Error, Geometry, SoftAffinity, SoftAssignment, SoftAssignmentOptions, soft_assignment};
+use consonance::{
+    Error, Geometry, SoftAffinity, SoftAssignment, SoftAssignmentOptions, soft_assignment, soft_centroids,
+};
 use consonance_reference::{
     clusters::{squared_distance, unit_rows},
     soft_assignment::{self as reference, Affinity},
@@ -235,4 +237,28 @@ fn bad_input_gets_an_error_that_names_it() {
     let tracked = Var::from_tensor(&c).unwrap();
     let error = soft_assignment(&x, tracked.as_tensor(), &rate(1.0)).unwrap_err();
     assert!(matches!(error, Error::NotDifferentiable { argument: "centroids", .. }), "{error}");
+}
+
+/// Six parts of the rows, more than one tile of centroids; the definition is that of the suite in `crates/testkit`.
+#[test]
+fn a_soft_update_has_the_same_bits_for_any_number_of_threads() {
+    let (x, c) = (matrix(&data::normal(700, 12, 1), 12), matrix(&data::normal(300, 12, 2), 12));
+    let options = SoftAssignmentOptions::new(SoftAffinity::Gaussian { sigma: 0.5 });
+    let [one, two, eight] = on_1_2_8_threads(|| {
+        let moved = soft_centroids(&x, &c, &options).unwrap();
+        [floats(&moved.centroids), floats(&moved.mass)]
+            .concat()
+            .iter()
+            .map(|v| v.to_bits())
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(one, two);
+    assert_eq!(one, eight);
+    let moved = soft_centroids(&x, &c, &options).unwrap();
+    assert_eq!(bits(&moved.assignment), bits(&soft_assignment(&x, &c, &options).unwrap()));
+    // All points are shared out.
+    let mass: f64 = floats(&moved.mass).iter().map(|m| f64::from(*m)).sum();
+    assert!((mass - 700.0).abs() < 700.0 * 64.0 * U, "{mass}");
+    let error = soft_centroids(&x, &c, &options.with_nearest(3)).unwrap_err().to_string();
+    assert!(error.starts_with("soft_centroids: `nearest` is 3"), "{error}");
 }

@@ -82,7 +82,7 @@ build test cuda "$folder/tests" dev "${tests[@]}"
 
 cp tools/gpu-bundle/run.sh "$folder/run.sh"
 mkdir "$folder/peers"
-cp benches/peers/device.py benches/peers/device.json "$folder/peers/"
+cp benches/peers/device.py benches/peers/device.json benches/peers/device-requirements.txt "$folder/peers/"
 {
     echo "commit $(git rev-parse HEAD 2> /dev/null || echo unknown)$(git diff --quiet HEAD 2> /dev/null || echo ' with changes')"
     echo "rustc $(rustc --version)"

@@ -75,6 +75,38 @@ unsafe impl Executor for Metered<'_> {
     }
 }
 
+/// What a device can do at most.
+pub(crate) struct Ceilings {
+    /// Operations of its tensor cores on dense 16-bit numbers with f32 sums: multiprocessors, clock, and operations of
+    /// the architecture a clock, where they are known.
+    pub(crate) tflops: Option<f64>,
+    /// Bytes of its memory that it copies in a second, as measured, those read and those written.
+    pub(crate) bytes: f64,
+}
+
+impl Ceilings {
+    pub(crate) fn of(executor: &CudaExecutor) -> Self {
+        use cudarc::driver::sys::CUdevice_attribute as A;
+        let context = executor.stream().context();
+        let attribute = |which| f64::from(context.attribute(which).unwrap());
+        let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+        let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+        // By the white papers of these architectures.
+        let of_a_clock = match (major as u32, minor as u32) {
+            (8, 0) => Some(2048.0),
+            (8, 6 | 9) => Some(1024.0),
+            (9, 0) => Some(4096.0),
+            _ => None,
+        };
+        let multiprocessors = f64::from(executor.limits().multiprocessors);
+        let clock = attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE) * 1e3;
+        let copied = 1 << 28;
+        let ms = f64::from(executor.copy_milliseconds(OP, copied).unwrap());
+        let tflops = of_a_clock.map(|operations| multiprocessors * clock * operations / 1e12);
+        Self { tflops, bytes: 2.0 * copied as f64 / ms * 1e3 }
+    }
+}
+
 /// The middle of ten times of `once`, in milliseconds, after two that do not count.
 pub(crate) fn median(once: impl Fn() -> f64) -> f64 {
     let mut times: Vec<f64> = (0..12).map(|_| once()).skip(2).collect();

@@ -1,16 +1,20 @@
-"""The families in PyTorch's own operations on a CUDA device, timed by the device's events.
+"""The families in PyTorch's own operations and in other libraries on a CUDA device, timed by the device's events.
 
 One JSON line per measurement, or with --table a Markdown table. The shapes are in device.json. TF32 is off: an f32 row is
-f32 arithmetic.
+f32 arithmetic. device-requirements.txt names the packages; one that is not installed gets a line that says so.
 """
 
 import argparse
+import importlib
+import importlib.metadata
 import json
+import math
 import pathlib
 import statistics
 
 SHAPES = json.loads((pathlib.Path(__file__).resolve().parent / "device.json").read_text(encoding="utf-8"))
 TAU, LABELS, ITERATIONS = 0.07, 1000, 10
+TAU_LOG = math.log(TAU)
 # Scores of a call in PyTorch: the batch is cut so that one piece of the matrix stays below this.
 MOST_BYTES = 8 << 30
 
@@ -19,6 +23,25 @@ def unit(torch, rows, columns, seed, dtype):
     generator = torch.Generator("cuda").manual_seed(seed)
     x = torch.randn(rows, columns, generator=generator, device="cuda")
     return torch.nn.functional.normalize(x, dim=1).to(dtype)
+
+
+def module(package):
+    return importlib.import_module(package)
+
+
+def installed(package, call):
+    """The peer's name with its version and its call, or with the reason why there is none."""
+    try:
+        module(package)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        yield f"{package}: " + ("not installed" if missing else f"not usable: {error}"), None
+        return
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        version = "of unknown version"
+    yield f"{package} {version}", call()
 
 
 def neighbors(torch, shape, dtype):
@@ -61,6 +84,67 @@ def contrast(torch, shape, dtype):
         compiled(x).backward()
 
     yield "torch.compile, equal weights", fused
+    # With one positive a row, which is all that these know: key i + 1 of query i.
+    targets = (torch.arange(batch, device="cuda") + 1) % keys
+
+    def of(package, loss):
+        def backward():
+            x.grad = None
+            loss(x).backward()
+
+        return installed(package, lambda: backward)
+
+    yield from of("inf_cl", lambda x: module("inf_cl").cal_flash_loss(x, y, targets, 1.0 / TAU).mean())
+    # Without its filter of small coefficients, which is an approximation.
+    yield from of(
+        "cut_cross_entropy",
+        lambda x: module("cut_cross_entropy").linear_cross_entropy(x / TAU, y, targets, filter_eps=None),
+    )
+
+
+def symmetric(torch, shape, dtype):
+    batch, dimension = shape
+    x = unit(torch, batch, dimension, 1, dtype).requires_grad_()
+    y = unit(torch, batch, dimension, 2, dtype).requires_grad_()
+    log_scale = torch.tensor(-TAU_LOG, device="cuda").requires_grad_()
+    targets = torch.arange(batch, device="cuda")
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def loss(x, y):
+        scores = (x @ y.T).float() * log_scale.exp()
+        return (cross_entropy(scores, targets) + cross_entropy(scores.T, targets)) / 2
+
+    def timed(loss):
+        def backward():
+            x.grad = y.grad = log_scale.grad = None
+            loss(x, y).backward()
+
+        return backward
+
+    yield "torch eager, diagonal", timed(loss)
+    yield "torch.compile, diagonal", timed(torch.compile(loss))
+
+    def inf_cl(x, y):
+        loss, scale = module("inf_cl").cal_flash_loss, log_scale.exp()
+        return (loss(x, y, targets, scale).mean() + loss(y, x, targets, scale).mean()) / 2
+
+    yield from installed("inf_cl", lambda: timed(inf_cl))
+    # Its temperature is a constant.
+    yield from installed(
+        "memeff",
+        lambda: timed(module("memeff").MemoryEfficientCLIPLoss(TAU, normalized_inputs=True, stable=False)),
+    )
+    # The sigmoid loss: another loss of the same pairs, with no sums over rows and columns.
+    bias = torch.tensor(-10.0, device="cuda").requires_grad_()
+    yield from installed(
+        "siglip_kernel", lambda: timed(lambda x, y: module("siglip_kernel").fused_siglip_loss(x, y, log_scale, bias))
+    )
+
+    def cut_cross_entropy(x, y):
+        loss, scale = module("cut_cross_entropy").linear_cross_entropy, log_scale.exp().to(x.dtype)
+        return (loss(x * scale, y, targets, filter_eps=None) + loss(y * scale, x, targets, filter_eps=None)) / 2
+
+    yield from installed("cut_cross_entropy", lambda: timed(cut_cross_entropy))
 
 
 def clusters(torch, shape, dtype):
@@ -81,9 +165,37 @@ def clusters(torch, shape, dtype):
         return centroids
 
     yield "torch bmm + argmin", fit
+    yield from clusters_of_packages(points, k)
 
 
-FAMILIES = {"neighbors": neighbors, "contrast": contrast, "clusters": clusters}
+def clusters_of_packages(points, k):
+    """Peers that may not be installed: they say so in the row of their name."""
+    try:
+        from flash_kmeans import batch_kmeans_Euclid
+
+        yield "flash-kmeans", lambda: batch_kmeans_Euclid(points, n_clusters=k, max_iters=ITERATIONS, tol=0.0)
+    except ImportError as error:
+        yield "flash-kmeans", missing(error)
+    try:
+        from fast_pytorch_kmeans import KMeans
+
+        def fit():
+            for rows in points:
+                KMeans(n_clusters=k, max_iter=ITERATIONS, tol=0.0, mode="euclidean").fit_predict(rows)
+
+        yield "fast-pytorch-kmeans, a loop over classes", fit
+    except ImportError as error:
+        yield "fast-pytorch-kmeans", missing(error)
+
+
+def missing(error):
+    def call():
+        raise RuntimeError(f"not installed: {error}")
+
+    return call
+
+
+FAMILIES = {"neighbors": neighbors, "contrast": contrast, "symmetric": symmetric, "clusters": clusters}
 
 
 def milliseconds(torch, call, repeats):
@@ -121,14 +233,22 @@ def main():
             for dtype in (torch.float32, torch.float16, torch.bfloat16):
                 name = str(dtype).removeprefix("torch.")
                 # A peer that fails is said to have failed; the others are measured all the same.
+                peer = "inputs"
                 try:
                     for peer, call in peers(torch, shape, dtype):
-                        times = milliseconds(torch, call, options.repeats)
+                        try:
+                            times = milliseconds(torch, call, options.repeats) if call else []
+                        except Exception as error:
+                            times, peer = [], f"{peer}, {failed(error)}"
                         report(options.table, family, shape, name, peer, times)
+                        torch.cuda.empty_cache()
                 except Exception as error:
-                    reason = (str(error).splitlines() or [""])[0]
-                    report(options.table, family, shape, name, f"failed: {type(error).__name__}: {reason}", [])
+                    report(options.table, family, shape, name, failed(error), [])
                 torch.cuda.empty_cache()
+
+
+def failed(error):
+    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def report(table, family, shape, dtype, peer, times):

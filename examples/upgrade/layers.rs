@@ -8,6 +8,7 @@
 //! Work is cut into groups of whole images that do not depend on the number of threads, and partial sums merge
 //! in the order of the groups: the same inputs give the same bits on any number of threads.
 
+#[path = "layers/activation.rs"] // found from other examples, too
 mod activation;
 
 use consonance_cpu::{simd, tile};

@@ -429,4 +429,5 @@ impl CustomOp1 for Backbone {
 }
 
 #[cfg(test)]
+#[path = "network/tests.rs"] // found from other examples, too
 mod tests;

@@ -66,7 +66,7 @@ pub(crate) fn embed(network: &Network, split: &Split) -> Result<Tensor, Failure>
 }
 
 /// Rows of unit norm, differentiable.
-fn unit_rows(x: &Tensor) -> candle_core::Result<Tensor> {
+pub(crate) fn unit_rows(x: &Tensor) -> candle_core::Result<Tensor> {
     x.broadcast_div(&(x.sqr()?.sum_keepdim(1)? + 1e-12)?.sqrt()?)
 }
 

@@ -203,8 +203,11 @@ constexpr uint32_t ROW_PARTIAL_BYTES = 12;
 constexpr uint32_t TARGET_DIMS = 1024;
 constexpr uint32_t TARGET_SHARED_BYTES = 32864;
 // Words of the status of a problem: the least bad query, key, temperature, denominator weight, list, old query and old
-// key.
-constexpr uint32_t CONTRAST_STATUS = 7;
+// key; then the complements of the bits of the largest squared norm of queries and of valid keys, and of the largest
+// |log₂ u|.
+constexpr uint32_t CONTRAST_STATUS = 10;
+// Rows that one block checks.
+constexpr uint32_t CHECKED_ROWS = 64;
 // Old and new dimensions of a block's part of the moments.
 constexpr uint32_t MOMENT_ROWS = 32;
 constexpr uint32_t MOMENT_COLS = 64;
@@ -276,6 +279,9 @@ struct Contrast {
     uint64_t moment_weights;
     // u32 [CONTRAST_STATUS].
     uint64_t status;
+    // f32 [queries] and [keys]: norms, which bound scores beforehand; either may be absent.
+    uint64_t query_norms;
+    uint64_t key_norms;
     uint32_t query_count;
     uint32_t key_count;
     uint32_t dim;
@@ -302,6 +308,28 @@ struct Contrast {
     uint32_t affinity_scale;
     // 1 when a list may end in places that hold NONE.
     uint32_t padded;
+    // 1 when the sums along ⟨x, y⟩ have the positives of the denominator in them.
+    uint32_t positives_within;
+    uint32_t reserved;
+};
+
+// contrast_symmetric_*: both directions of the loss at once.
+struct ContrastSymmetric {
+    // One direction, without denominator weights, moments and temperatures of their own.
+    Contrast pairs;
+    // [keys, query_splits] of ROW_PARTIAL_BYTES: what splits of the queries know of the keys.
+    uint64_t key_partials;
+    // f32 [keys]: of the other direction's losses, what `pairs` has of this one's.
+    uint64_t key_upstream;
+    uint64_t key_log_sum_exp;
+    uint64_t key_mass;
+    uint64_t key_inverse_normalizer;
+    // One bit a query: those that are in the other direction's sums.
+    uint64_t query_valid;
+    // u32: the complement of the bits of the largest coefficient.
+    uint64_t largest;
+    uint32_t query_splits;
+    uint32_t reserved;
 };
 
 // contrast_moments_*: sums over all rows of one side, which stand for every sum over positives of the other.
@@ -395,6 +423,66 @@ struct Gathered {
     uint32_t reserved;
 };
 
+// Bytes of what one split of the keys knows of a row of a divergence.
+constexpr uint32_t DIVERGENCE_PARTIAL_BYTES = 24;
+// Words of the status of a divergence: the least bad row of the queries, keys, teacher's queries and teacher's keys, the
+// least row whose known statistics are not the teacher's, and the least row whose divergence leaves f32.
+constexpr uint32_t DIVERGENCE_STATUS = 6;
+
+// divergence_*: a student's distribution over the keys against its teacher's.
+struct Divergence {
+    // Matrices [rows, dim] with rows `stride` elements apart.
+    uint64_t queries;
+    uint64_t keys;
+    uint64_t teacher_queries;
+    uint64_t teacher_keys;
+    uint64_t query_stride;
+    uint64_t key_stride;
+    uint64_t teacher_query_stride;
+    uint64_t teacher_key_stride;
+    // One bit a key, in u32 words: only keys whose bit is set.
+    uint64_t valid;
+    // u32: no pairs of one id.
+    uint64_t query_ids;
+    uint64_t key_ids;
+    // f32 [queries]: the teacher's log-sum-exp of an earlier pass, or 0; −∞ for rows where it is not known.
+    uint64_t known;
+    // [queries, splits] of DIVERGENCE_PARTIAL_BYTES.
+    uint64_t partials;
+    // f32 [queries].
+    uint64_t losses;
+    uint64_t log_sum_exp;
+    uint64_t teacher_log_sum_exp;
+    // f32 [queries]: the mean difference of the scores, and what no coefficient exceeds, 0 for rows that do not count.
+    uint64_t mean;
+    uint64_t bound;
+    // f32 [splits, queries, dim] and [queries, dim].
+    uint64_t partial_gradients;
+    uint64_t query_gradient;
+    // f32 [queries], [queries], one and [keys, dim].
+    uint64_t upstream;
+    uint64_t row_weights;
+    uint64_t row_unit;
+    uint64_t key_gradient;
+    // u32 [DIVERGENCE_STATUS].
+    uint64_t status;
+    uint32_t query_count;
+    uint32_t key_count;
+    uint32_t dim;
+    uint32_t teacher_dim;
+    uint32_t splits;
+    // 1 for KL(student ‖ teacher).
+    uint32_t reverse;
+    // 1 when query i does not meet key i.
+    uint32_t ignore_diagonal;
+    // f32, bit for bit: log₂e / (τ T) of both sides, T / τ of the student, and T².
+    uint32_t scale;
+    uint32_t teacher_scale;
+    uint32_t outer;
+    uint32_t squared;
+    uint32_t reserved;
+};
+
 // Words of the status of an update: the least bad position of an index, of a row and of a sum without a direction, and
 // the least bad row of the bank.
 constexpr uint32_t UPDATE_STATUS = 4;
@@ -467,4 +555,243 @@ struct BankCenters {
     // 0 to check alone; 1 to write, unless a check has found something.
     uint32_t write;
     uint32_t reserved;
+};
+
+// Threads of a block of the clustering kernels.
+constexpr uint32_t CLUSTER_THREADS = 256;
+// Clusters of a class whose sums a streamed assignment takes along.
+constexpr uint32_t FUSED_CLUSTERS = 64;
+// Where centroids start.
+constexpr uint32_t START_PLUS_PLUS = 0;
+constexpr uint32_t START_ROWS = 1;
+constexpr uint32_t START_GIVEN = 2;
+
+// clusters_*: k-means inside every class. Positions are places of rows in the order of the classes.
+struct Clusters {
+    // Matrix [row_count, dim] with rows `stride` elements apart.
+    uint64_t points;
+    uint64_t stride;
+    // u32 [row_count]: the row at every position.
+    uint64_t members;
+    // u32 by class: its first position and the one behind its last, its first cluster and the one behind its last, its label,
+    // and the rows of a chunk, whose sums are added up apart.
+    uint64_t first_rows;
+    uint64_t end_rows;
+    uint64_t first_clusters;
+    uint64_t end_clusters;
+    uint64_t labels;
+    uint64_t chunk_rows;
+    // u32: the classes of this launch; its chunks: their classes, their first positions and their places in `partials`; its
+    // clusters and their classes.
+    uint64_t classes;
+    uint64_t chunk_classes;
+    uint64_t chunk_firsts;
+    uint64_t chunk_places;
+    uint64_t clusters;
+    uint64_t cluster_classes;
+    // u32 by class: its first chunk.
+    uint64_t first_chunks;
+    // f32 [clusters, dim]: START_GIVEN; u32 by cluster: rows of the class, read with START_ROWS and written else.
+    uint64_t given;
+    uint64_t chosen;
+    // f64 [clusters, dim]: sums of the clusters; f64 [places, dim].
+    uint64_t sums;
+    uint64_t partials;
+    // By cluster: f32 [clusters, dim], f32, f64 and u32: its first place in `order`.
+    uint64_t centers;
+    uint64_t starts;
+    uint64_t moves;
+    uint64_t places;
+    // By position: f32 inverses of norms, f64 squared distances, u32 nearest cluster.
+    uint64_t inverses;
+    uint64_t far;
+    uint64_t nearest;
+    // u32: positions in the order of their clusters, counted from `order_first`.
+    uint64_t order;
+    // By class: f32 [classes, dim], f64 and u32.
+    uint64_t shifts;
+    uint64_t variances;
+    uint64_t states;
+    uint64_t changes;
+    // Results: f32 [clusters, dim]; by cluster u32, f32 and f32; by row u32 and f32; by class f64 and u32.
+    uint64_t centroids;
+    uint64_t sizes;
+    uint64_t spread;
+    uint64_t mean_distance;
+    uint64_t assignment;
+    uint64_t margin;
+    uint64_t inertia;
+    uint64_t iterations;
+    // u32 [2]: the least row that cannot be clustered, and how many classes are not done.
+    uint64_t status;
+    uint64_t seed;
+    // An f64, bit for bit.
+    uint64_t tolerance;
+    uint32_t row_count;
+    uint32_t dim;
+    uint32_t start;
+    uint32_t max_iterations;
+    // 1 on the sphere.
+    uint32_t unit;
+    // Elements from row to row in shared memory, and rows of a tile.
+    uint32_t distance;
+    uint32_t tile_rows;
+    // The step of k-means++; 1 in the last assignment.
+    uint32_t step;
+    uint32_t order_first;
+    // What has so many classes, chunks or clusters in this launch.
+    uint32_t count;
+};
+
+// Bytes of what one split of the centroids knows of a row.
+constexpr uint32_t SOFT_PARTIAL_BYTES = 24;
+// Words of the status of a soft assignment: the least bad point and centroid, and the bits of the largest scale of a point.
+constexpr uint32_t SOFT_STATUS = 3;
+
+// soft_assignment_measure_*: what a row is multiplied by to be compared, and its squared norm then.
+struct SoftMeasure {
+    // [count, dim] with rows `stride` elements apart.
+    uint64_t rows;
+    uint64_t stride;
+    // f32 [count], each or 0; f32 [count, dim]: the rows as they are compared, or 0.
+    uint64_t scales;
+    uint64_t norms;
+    uint64_t wide;
+    // u32: the least bad row, and the bits of the largest scale; each or 0.
+    uint64_t status;
+    uint64_t largest_scale;
+    uint32_t count;
+    uint32_t dim;
+    // 1 for directions.
+    uint32_t unit;
+    uint32_t reserved;
+};
+
+// soft_assignment_split_*: f32 rows as the sum of two 16-bit ones.
+struct SoftSplit {
+    // f32 [count, dim].
+    uint64_t wide;
+    // [count, 2, padded] of the 16-bit type, and f32 [count]: what sums of products are multiplied by.
+    uint64_t parts;
+    uint64_t scales;
+    uint32_t count;
+    uint32_t dim;
+    // A multiple of the elements of a slab.
+    uint32_t padded;
+    uint32_t reserved;
+};
+
+// soft_assignment_*, soft_centroids_*, credibility_*: the softmax of falling functions of distances to centroids.
+struct SoftAssignment {
+    // [point_count, dim] with rows `point_stride` elements apart; f32 [point_count]: scales and squared norms.
+    uint64_t points;
+    uint64_t point_stride;
+    uint64_t point_scales;
+    uint64_t point_norms;
+    // f32 [centroid_count, dim]: centroids as they are compared; f32 [centroid_count]: squared norms and rates.
+    uint64_t centroids;
+    uint64_t centroid_norms;
+    uint64_t rates;
+    // What the products read of the centroids, in the points' type: rows of operand_dim, operand_stride apart; f32
+    // [centroid_count]: what products are multiplied by; 1 when absent.
+    uint64_t operands;
+    uint64_t operand_stride;
+    uint64_t operand_scales;
+    // Credibility: u32 [point_count]: classes of the rows; u32: the first centroid of each class, and one more;
+    // [point_count] of SOFT_PARTIAL_BYTES: centroids of the own class.
+    uint64_t classes;
+    uint64_t class_starts;
+    uint64_t own;
+    // [point_count, splits] of SOFT_PARTIAL_BYTES.
+    uint64_t partials;
+    // f32 [point_count]; `best` is u32.
+    uint64_t log_sum_exp;
+    uint64_t entropy;
+    uint64_t best;
+    uint64_t best_probability;
+    uint32_t point_count;
+    uint32_t centroid_count;
+    uint32_t dim;
+    uint32_t operand_dim;
+    uint32_t splits;
+    // 1 when scores fall with the squared distance.
+    uint32_t squared;
+};
+
+// soft_assignment_nearest: the softmax over the listed centroids.
+struct SoftNearest {
+    // f32 and u32 [count, width]: squared distances and centroids by (distance, index); f32 [centroids]: rates.
+    uint64_t distances;
+    uint64_t indices;
+    uint64_t rates;
+    // u32 and f32 [count, width]: the lists as they are given back; f32 [count], `best` u32.
+    uint64_t listed;
+    uint64_t probabilities;
+    uint64_t log_sum_exp;
+    uint64_t entropy;
+    uint64_t best;
+    uint64_t best_probability;
+    uint32_t count;
+    uint32_t width;
+    uint32_t squared;
+    uint32_t reserved;
+};
+
+// soft_centroids_*: means of the points by their responsibilities.
+struct SoftCentroids {
+    SoftAssignment soft;
+    // f32 [splits, centroid_count, dim]: sums of r x; f32 [splits, centroid_count, 2]: of r, and of r as it is multiplied.
+    uint64_t sums;
+    uint64_t masses;
+    // The bits of the largest scale of a point.
+    uint64_t largest_scale;
+    // f32 [centroid_count, dim] and [centroid_count].
+    uint64_t moved;
+    uint64_t mass;
+    uint32_t splits;
+    // 1 for directions.
+    uint32_t unit;
+};
+
+// credibility_*: how well labeled rows fit their classes.
+struct Credibility {
+    // Points are the rows, centroids the means of the groups.
+    SoftAssignment soft;
+    // u32 [rows]: the group of each row, and rows in the order of their groups; u32 [groups + 1]: where each starts.
+    uint64_t groups;
+    uint64_t members;
+    uint64_t starts;
+    // u32 [groups]: the class of each; u32 [classes]: labels.
+    uint64_t class_of_group;
+    uint64_t labels;
+    // f64 [groups, dim]: sums of the rows as they are compared.
+    uint64_t sums;
+    // f64 [rows]: distances to the own centroid; f64 [groups, 2]: their mean and variance.
+    uint64_t distances;
+    uint64_t spreads;
+    // Of a chunk of rows: f32 and u32 [chunk, width]: the nearest centroids of other classes; f32 [chunk, most_own]: squared
+    // distances to the own ones.
+    uint64_t near_distances;
+    uint64_t near_indices;
+    uint64_t own_distances;
+    // u8 [rows]; f32 [rows]; u32 [rows].
+    uint64_t credible;
+    uint64_t own_probability;
+    uint64_t suspicion;
+    uint64_t margin;
+    uint64_t closer;
+    uint64_t predicted;
+    uint32_t group_count;
+    // 0 when the entropy is over all centroids.
+    uint32_t width;
+    uint32_t most_own;
+    // The chunk.
+    uint32_t first_row;
+    uint32_t chunk_rows;
+    uint32_t leave_one_out;
+    uint32_t unit;
+    uint32_t reject_other_class;
+    // f32, bit for bit.
+    uint32_t entropy_limit;
+    uint32_t suspicion_limit;
 };

@@ -6,12 +6,7 @@
 #pragma once
 
 #include "softmax.cuh"
-
-// The power of two that brings numbers up to `largest` just below 2¹⁴, where 16-bit storage is at its best.
-__device__ __forceinline__ float unit_for(float largest) {
-    const uint32_t exponent = __float_as_uint(largest) >> 23 & 0xff;
-    return __uint_as_float((267 - (exponent < 40 ? 40 : exponent > 227 ? 227 : exponent)) << 23);
-}
+#include "units.cuh"
 
 // Calls `visit(half, i, weight)` in the thread that has the positive pair, with its weight. All lanes of the warp
 // together; `rows` are keys and `columns` queries.
@@ -36,6 +31,32 @@ __device__ __forceinline__ void each_weighted(const Contrast& p, const TileFacts
                 mine &= mine - 1;
             }
         }
+    }
+}
+
+// The masks of this thread's elements, and the weights of the positives among them; 0 of other pairs.
+template <class Shape, bool SKIPS = false>
+__device__ __forceinline__ void weigh_positives(const Contrast& p, const TileFacts& keys, const TileFacts& queries,
+                                                Masks (&masks)[2], float (&weight)[2][Shape::ELEMENTS]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        masks[half] = masks_of<true, Shape, SKIPS>(p, keys, queries, half);
+        if (p.positives_left_out != 0) {
+            masks[half].close(masks[half].positive());
+        }
+#pragma unroll
+        for (int i = 0; i < Shape::ELEMENTS; ++i) {
+            weight[half][i] = p.by_moments == 0 && masks[half].is_positive(i) ? 1.0f : 0.0f;
+        }
+    }
+    if (p.weights != 0 || (p.affinity != AFFINITY_NONE && p.by_moments == 0)) {
+        each_weighted<Shape>(p, keys, queries, masks, [&](int half, int place, float its) {
+#pragma unroll
+            for (int i = 0; i < 2 * Shape::ELEMENTS; ++i) {
+                float& mine = weight[i / Shape::ELEMENTS][i % Shape::ELEMENTS];
+                mine = i == half * Shape::ELEMENTS + place ? its : mine;
+            }
+        });
     }
 }
 
@@ -109,29 +130,9 @@ struct KeyGradient {
 
     __device__ __forceinline__ void take(const typename Shape::Products& products, const Coefficients<T>& coefficients,
                                          ValueSums&) {
-        // Of positives in this thread's elements; 0 of other pairs.
         float weight[2][Shape::ELEMENTS];
         Masks masks[2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            masks[half] = masks_of<true, Shape>(p, shared.keys, shared.queries, half);
-            if (p.positives_left_out != 0) {
-                masks[half].close(masks[half].positive());
-            }
-#pragma unroll
-            for (int i = 0; i < Shape::ELEMENTS; ++i) {
-                weight[half][i] = p.by_moments == 0 && masks[half].is_positive(i) ? 1.0f : 0.0f;
-            }
-        }
-        if (p.weights != 0 || (p.affinity != AFFINITY_NONE && p.by_moments == 0)) {
-            each_weighted<Shape>(p, shared.keys, shared.queries, masks, [&](int half, int place, float its) {
-#pragma unroll
-                for (int i = 0; i < 2 * Shape::ELEMENTS; ++i) {
-                    float& mine = weight[i / Shape::ELEMENTS][i % Shape::ELEMENTS];
-                    mine = i == half * Shape::ELEMENTS + place ? its : mine;
-                }
-            });
-        }
+        weigh_positives<Shape>(p, shared.keys, shared.queries, masks, weight);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll

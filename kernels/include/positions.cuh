@@ -7,14 +7,16 @@
 
 constexpr uint32_t POSITION_WARPS = TILE_THREADS / 32;
 
-// The sum over all threads of the block, the same bits in every thread. All threads together; `of_warps` has a float a warp.
-__device__ __forceinline__ float sum_of_block(float value, float* of_warps) {
+// The sum over all threads of the block, the same bits in every thread. All threads together; `of_warps` has a
+// number a warp.
+template <class Number>
+__device__ __forceinline__ Number sum_of_block(Number value, Number* of_warps) {
     value = sum_of_warp(value);
     if (lane_index() == 0) {
         of_warps[threadIdx.x / 32] = value;
     }
     __syncthreads();
-    float sum = 0.0f;
+    Number sum = 0;
     for (uint32_t warp = 0; warp < POSITION_WARPS; ++warp) {
         sum += of_warps[warp];
     }

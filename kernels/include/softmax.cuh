@@ -1,10 +1,13 @@
 // The reducer of `contrast` for queries: tiles of inner products become sums of e^s, and coefficients e^s.
 //
 // Scores are in units of ln 2 here: s = ⟨x, y⟩ log₂e / τ + log₂ u, so that e^s is one instruction. All sums of a row are
-// relative to its running maximum, and rescaled when it grows.
+// relative to its running maximum, and rescaled when it grows; or to a constant, where scores are bounded beforehand.
 #pragma once
 
+#include <type_traits>
+
 #include "affinity.cuh"
+#include "bounded.cuh"
 #include "floats.cuh"
 #include "positives.cuh"
 #include "sweep.cuh"
@@ -31,17 +34,6 @@ __device__ __forceinline__ void join(RowPartial& row, const RowPartial& other) {
         row.along = row.along * mine + other.along * theirs;
     }
     row.largest = largest;
-}
-
-// ln(1 + e^m) and 1 / (1 + e^{−m}).
-struct Margin {
-    float softplus;
-    float sigmoid;
-};
-
-__device__ __forceinline__ Margin margin_of(float m) {
-    const float e = ptx::exp2_fast(-fabsf(m) * LOG2_E);
-    return {fmaxf(m, 0.0f) + log1pf(e), (m >= 0.0f ? 1.0f : e) / (1.0f + e)};
 }
 
 // The rows or columns of a tile: what the pairs need to know of them. In shared memory, as the sums of a sweep leave no
@@ -78,11 +70,19 @@ struct Masks {
     __device__ __forceinline__ void close(uint32_t elements) { bits &= ~(elements << 16); }
 };
 
-// ROWS_ARE_KEYS: the tile's rows are keys and its columns queries.
-template <bool ROWS_ARE_KEYS, class Shape>
+// ROWS_ARE_KEYS: the tile's rows are keys and its columns queries. SKIPS: tiles off the diagonal are not looked at, for which
+// not every kernel has registers.
+template <bool ROWS_ARE_KEYS, class Shape, bool SKIPS = false>
 __device__ __forceinline__ Masks masks_of(const Contrast& p, const TileFacts& rows, const TileFacts& columns, int half) {
     static_assert(Shape::ELEMENTS <= 16, "a mask has two bits for each");
     const Facts row = rows.get(Shape::row_of(half));
+    // Off the diagonal all pairs are alike.
+    if constexpr (SKIPS) {
+        if (p.rule == RULE_DIAGONAL && p.query_ids == 0 && p.left_out_queries == 0 &&
+            rows.number[0] != columns.number[0]) {
+            return {0xffff0000u};
+        }
+    }
     Masks masks{0};
 #pragma unroll 1
     for (int i = 0; i < Shape::ELEMENTS; ++i) {
@@ -105,7 +105,10 @@ struct RowSums {
         float bias[TILE_KEYS];
         // Of every group of warps, by row: the maxima of a tile, and at the end its sums.
         float exchange[2][Shape::GROUPS][MANY_ROWS];
+        BoundedRows bounded;
     };
+    // 16 bits of f16 have no range for coefficients that are relative to a constant.
+    static constexpr bool MAY_BE_BOUNDED = !std::is_same_v<T, f16>;
 
     const Contrast& p;
     Shared& shared;
@@ -118,6 +121,7 @@ struct RowSums {
             const uint32_t number = first_row + threadIdx.x;
             shared.queries.set(threadIdx.x, facts_of_query(p, number));
             shared.scale[threadIdx.x] = number < p.query_count ? LOG2_E / temperature_of(p, number) : 0.0f;
+            shared.bounded.set(MAY_BE_BOUNDED && is_bounded_query(p, number));
         }
         row[0] = {-INFINITY, 0.0f, 0.0f};
         row[1] = row[0];
@@ -167,13 +171,24 @@ struct RowSums {
             if (p.positives_left_out != 0) {
                 masks[half].close(masks[half].positive());
             }
-            largest[half] = row[half].largest;
-#pragma unroll
-            for (int i = 0; i < Shape::ELEMENTS; ++i) {
-                largest[half] = fmaxf(largest[half], score(products, masks[half], half, i));
+            if (MAY_BE_BOUNDED && shared.bounded.at(Shape::row_of(half))) {
+                row[half].largest = BOUNDED_LARGEST;
             }
+            largest[half] = row[half].largest;
         }
-        share_maxima(largest);
+        // A row's bits are the same whether others of the tile are bounded or not.
+        if (!MAY_BE_BOUNDED || !shared.bounded.all()) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const bool bounded = MAY_BE_BOUNDED && shared.bounded.at(Shape::row_of(half));
+#pragma unroll
+                for (int i = 0; i < Shape::ELEMENTS; ++i) {
+                    largest[half] =
+                        bounded ? largest[half] : fmaxf(largest[half], score(products, masks[half], half, i));
+                }
+            }
+            share_maxima(largest);
+        }
         // Most tiles leave all maxima of a warp as they are.
         const bool grows = largest[0] > row[0].largest || largest[1] > row[1].largest;
         if (__any_sync(ALL_LANES, grows)) {

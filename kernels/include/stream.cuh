@@ -27,12 +27,14 @@ struct TileShape {
     static __device__ __forceinline__ int key() { return MANY ? 0 : static_cast<int>(threadIdx.x) / 32 * 16; }
 };
 
-// Streams the keys at positions [first_key, keys.end) past the queries from position `first_query` on.
+// Streams the keys at positions [first_key, keys.end) past the queries from position `first_query` on. Keys may have twice as
+// many slabs as queries, which then pass twice: keys as the sum of two rows of 16-bit elements.
 template <int PRODUCTS, int ROWS, class T, class Reducer>
 __device__ __forceinline__ void stream_keys(Reducer& reducer, unsigned char* stages, const Source<T>& queries,
                                             uint32_t first_query, const Source<T>& keys, uint32_t first_key) {
     using Shape = TileShape<ROWS>;
-    const uint32_t parts = (queries.dim + SLAB<T> - 1) / SLAB<T>;
+    const uint32_t query_parts = (queries.dim + SLAB<T> - 1) / SLAB<T>;
+    const uint32_t parts = (keys.dim + SLAB<T> - 1) / SLAB<T>;
     const uint32_t tiles = (keys.end - first_key + TILE_KEYS - 1) / TILE_KEYS;
     const uint64_t steps = static_cast<uint64_t>(parts) * tiles;
 
@@ -42,7 +44,7 @@ __device__ __forceinline__ void stream_keys(Reducer& reducer, unsigned char* sta
     const auto start_copy = [&] {
         if (next_tile < tiles) {
             unsigned char* const stage = stages + next_stage * Shape::STAGE_BYTES;
-            copy_slab<ROWS>(stage, queries, first_query, next_part);
+            copy_slab<ROWS>(stage, queries, first_query, next_part < query_parts ? next_part : next_part - query_parts);
             copy_slab<TILE_KEYS>(stage + ROWS * SLAB_BYTES, keys, first_key + next_tile * TILE_KEYS, next_part);
             next_stage = next_stage + 1 == STAGES ? 0 : next_stage + 1;
             if (++next_part == parts) {

@@ -14,6 +14,7 @@
 //   publish(first_column)                 called by all threads after a tile's last slab; a barrier follows
 //   take(products, coefficients, sums)    called by all threads: from the tile's products to coefficients; may rescale
 //                                         the sums of its rows; a barrier follows
+// A sweep of two sides has scores of both, an array of two, for products; the columns that are summed are those of the first.
 #pragma once
 
 #include "products.cuh"
@@ -25,6 +26,22 @@ constexpr int SCORE_PRODUCTS = sizeof(T) == 4 ? 3 : 1;
 
 // A tile of coefficients, 64 × 64 of 16 bits, and of f32 columns the low parts behind.
 constexpr int COEFFICIENT_BYTES = static_cast<int>(MANY_ROWS * SLAB_BYTES);
+
+// The scores of one side of a sweep of two, which wait for those of the other: of f32 half as many registers as their sums.
+template <int BLOCKS>
+struct TileScores {
+    float at[BLOCKS][4];
+
+    template <class Products>
+    __device__ __forceinline__ void take(const Products& products) {
+#pragma unroll
+        for (int i = 0; i < BLOCKS * 4; ++i) {
+            at[i / 4][i % 4] = products.get(i / 4, i % 4);
+        }
+    }
+
+    __device__ __forceinline__ float get(int n, int element) const { return at[n][element]; }
+};
 
 template <class T, int GROUPS_>
 struct Sweep {
@@ -50,6 +67,7 @@ struct Sweep {
     static constexpr int VALUE_STEPS = static_cast<int>(GRADIENT_DIMS) / SLAB<T>;
 
     using Products = Sums<SCORE_PRODUCTS<T>, BLOCKS>;
+    using Scores = TileScores<BLOCKS>;
 
     static __device__ __forceinline__ int group() { return static_cast<int>(threadIdx.x / TILE_THREADS); }
     // The warp's first row in the tile.
@@ -199,17 +217,27 @@ struct ValueSums {
     }
 };
 
-// Streams the columns at positions [first_column, columns.end) past the rows from `first_row` on. With `values` their
-// dimensions from `first_dim` on, a multiple of GRADIENT_DIMS, are multiplied by the coefficients and summed.
-template <class Shape, class T, class Reducer>
-__device__ __forceinline__ void sweep(Reducer& reducer, ValueSums& sums, unsigned char* shared, const Source<T>& rows,
-                                      uint32_t first_row, const Source<T>& columns, uint32_t first_column, bool values,
-                                      uint32_t first_dim) {
+// Streams the columns at positions [first_column, columns.end) past the rows from `first_row` on, of one side or of two,
+// whose columns are as many. With `values` the dimensions of the first side's columns from `first_dim` on, a multiple of
+// GRADIENT_DIMS, are multiplied by the coefficients and summed. Rows may have twice as many slabs as columns, which then
+// pass twice: rows as the sum of two rows of 16-bit elements.
+template <class Shape, int SIDES, class T, class Reducer>
+__device__ __forceinline__ void sweep_sides(Reducer& reducer, ValueSums& sums, unsigned char* shared,
+                                            const Source<T> (&rows)[SIDES], uint32_t first_row,
+                                            const Source<T> (&columns)[SIDES], uint32_t first_column, bool values,
+                                            uint32_t first_dim) {
     constexpr int THREADS = Shape::THREADS;
     constexpr uint32_t VALUE_STEPS = static_cast<uint32_t>(Shape::VALUE_STEPS);
-    const uint32_t parts = (rows.dim + SLAB<T> - 1) / SLAB<T>;
-    const uint32_t steps = parts + (values ? VALUE_STEPS : 0);
-    const uint32_t tiles = (columns.end - first_column + TILE_KEYS - 1) / TILE_KEYS;
+    uint32_t parts[SIDES];
+    uint32_t column_parts[SIDES];
+    uint32_t steps = values ? VALUE_STEPS : 0;
+#pragma unroll
+    for (int side = 0; side < SIDES; ++side) {
+        parts[side] = (rows[side].dim + SLAB<T> - 1) / SLAB<T>;
+        column_parts[side] = (columns[side].dim + SLAB<T> - 1) / SLAB<T>;
+        steps += parts[side];
+    }
+    const uint32_t tiles = (columns[0].end - first_column + TILE_KEYS - 1) / TILE_KEYS;
     const Coefficients<T> coefficients{shared + Shape::COEFFICIENTS_AT};
 
     uint32_t next_tile = 0;
@@ -219,15 +247,26 @@ __device__ __forceinline__ void sweep(Reducer& reducer, ValueSums& sums, unsigne
         if (next_tile < tiles) {
             unsigned char* const stage = shared + next_stage * Shape::STAGE_BYTES;
             const uint32_t column = first_column + next_tile * TILE_KEYS;
-            if (next_step < parts) {
-                copy_slab<Shape::ROWS, THREADS>(stage, rows, first_row, next_step);
-                copy_slab<Shape::WIDTH, THREADS>(stage + Shape::SLAB_OF_TILE, columns, column, next_step);
-            } else {
+            // The step within the side whose turn it is, or within the values.
+            uint32_t step = next_step;
+            bool scores = false;
+#pragma unroll
+            for (int side = 0; side < SIDES; ++side) {
+                if (!scores && step < parts[side]) {
+                    scores = true;
+                    copy_slab<Shape::ROWS, THREADS>(stage, rows[side], first_row, step);
+                    copy_slab<Shape::WIDTH, THREADS>(stage + Shape::SLAB_OF_TILE, columns[side], column,
+                                                     step < column_parts[side] ? step : step - column_parts[side]);
+                } else if (!scores) {
+                    step -= parts[side];
+                }
+            }
+            if (!scores) {
 #pragma unroll
                 for (int group = 0; group < Shape::GROUPS; ++group) {
                     const uint32_t part = first_dim / SLAB<T> + static_cast<uint32_t>(group) * VALUE_STEPS;
-                    copy_slab<Shape::WIDTH, THREADS>(stage + group * Shape::SLAB_OF_TILE, columns, column,
-                                                     part + next_step - parts);
+                    copy_slab<Shape::WIDTH, THREADS>(stage + group * Shape::SLAB_OF_TILE, columns[0], column,
+                                                     part + step);
                 }
             }
             next_stage = next_stage + 1 == Shape::RING_STAGES ? 0 : next_stage + 1;
@@ -255,15 +294,26 @@ __device__ __forceinline__ void sweep(Reducer& reducer, ValueSums& sums, unsigne
 
     for (uint32_t tile = 0; tile < tiles; ++tile) {
         typename Shape::Products products;
-        products.clear();
-        for (uint32_t part = 0; part < parts; ++part) {
-            const unsigned char* const slabs = next_slabs();
-            multiply_slabs<SCORE_PRODUCTS<T>, T>(products, slabs, Shape::row(), slabs + Shape::SLAB_OF_TILE,
-                                                 Shape::group() * Shape::COLUMNS);
+        [[maybe_unused]] typename Shape::Scores scores[SIDES];
+#pragma unroll
+        for (int side = 0; side < SIDES; ++side) {
+            products.clear();
+            for (uint32_t part = 0; part < parts[side]; ++part) {
+                const unsigned char* const slabs = next_slabs();
+                multiply_slabs<SCORE_PRODUCTS<T>, T>(products, slabs, Shape::row(), slabs + Shape::SLAB_OF_TILE,
+                                                     Shape::group() * Shape::COLUMNS);
+            }
+            if constexpr (SIDES > 1) {
+                scores[side].take(products);
+            }
         }
         reducer.publish(first_column + tile * TILE_KEYS);
         __syncthreads();
-        reducer.take(products, coefficients, sums);
+        if constexpr (SIDES == 1) {
+            reducer.take(products, coefficients, sums);
+        } else {
+            reducer.take(scores, coefficients, sums);
+        }
         if (values) {
 #pragma unroll
             for (int step = 0; step < Shape::VALUE_STEPS; ++step) {
@@ -275,4 +325,14 @@ __device__ __forceinline__ void sweep(Reducer& reducer, ValueSums& sums, unsigne
         }
     }
     ptx::copy_async_wait<0>();
+}
+
+// The sweep of one side.
+template <class Shape, class T, class Reducer>
+__device__ __forceinline__ void sweep(Reducer& reducer, ValueSums& sums, unsigned char* shared, const Source<T>& rows,
+                                      uint32_t first_row, const Source<T>& columns, uint32_t first_column, bool values,
+                                      uint32_t first_dim) {
+    const Source<T> of_rows[1] = {rows};
+    const Source<T> of_columns[1] = {columns};
+    sweep_sides<Shape, 1>(reducer, sums, shared, of_rows, first_row, of_columns, first_column, values, first_dim);
 }

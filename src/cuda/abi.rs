@@ -53,7 +53,9 @@ pub const TARGET_DIMS: usize = 1024;
 /// Its shared memory.
 pub const TARGET_SHARED_BYTES: usize = 32864;
 /// Words of the status of a contrastive problem.
-pub const CONTRAST_STATUS: usize = 7;
+pub const CONTRAST_STATUS: usize = 10;
+/// Rows that one block checks.
+pub const CHECKED_ROWS: usize = 64;
 /// Old dimensions of a block's part of the moments.
 pub const MOMENT_ROWS: usize = 32;
 /// New dimensions of it.
@@ -83,10 +85,29 @@ pub const WIDE_DIMS: usize = 32;
 pub const GATHERED_PARTIAL_BYTES: usize = 24;
 /// Words of the status of a loss over lists.
 pub const GATHERED_STATUS: usize = 9;
+/// Bytes of what one split of the keys knows of a row of a divergence.
+pub const DIVERGENCE_PARTIAL_BYTES: usize = 24;
+/// Words of the status of a divergence.
+pub const DIVERGENCE_STATUS: usize = 6;
 /// Words of the status of an update.
 pub const UPDATE_STATUS: usize = 4;
 /// Words of the status of class centers.
 pub const CENTERS_STATUS: usize = 3;
+/// Bytes of what one split of the centroids knows of a row.
+pub const SOFT_PARTIAL_BYTES: usize = 24;
+/// Words of the status of a soft assignment.
+pub const SOFT_STATUS: usize = 3;
+
+/// Threads of a block of the clustering kernels.
+pub const CLUSTER_THREADS: usize = 256;
+/// Clusters of a class whose sums a streamed assignment takes along.
+pub const FUSED_CLUSTERS: usize = 64;
+/// Centroids start by k-means++.
+pub const START_PLUS_PLUS: usize = 0;
+/// Centroids start at rows.
+pub const START_ROWS: usize = 1;
+/// Centroids start at given places.
+pub const START_GIVEN: usize = 2;
 
 /// A storage type's number.
 pub(super) fn storage_type(dtype: DType) -> u32 {
@@ -286,6 +307,8 @@ params! {
         row_unit: u64,
         moment_weights: u64,
         status: u64,
+        query_norms: u64,
+        key_norms: u64,
         query_count: u32,
         key_count: u32,
         dim: u32,
@@ -304,6 +327,21 @@ params! {
         affinity: u32,
         affinity_scale: u32,
         padded: u32,
+        positives_within: u32,
+        reserved: u32,
+    }
+    /// `contrast_symmetric_*`.
+    ContrastSymmetric {
+        pairs: Contrast,
+        key_partials: u64,
+        key_upstream: u64,
+        key_log_sum_exp: u64,
+        key_mass: u64,
+        key_inverse_normalizer: u64,
+        query_valid: u64,
+        largest: u64,
+        query_splits: u32,
+        reserved: u32,
     }
     /// Sums over all rows of one side, in the place of sums over positives.
     ContrastMoments {
@@ -364,6 +402,45 @@ params! {
         reserved: u32,
     }
     /// `gathered_update_*`.
+    Divergence {
+        queries: u64,
+        keys: u64,
+        teacher_queries: u64,
+        teacher_keys: u64,
+        query_stride: u64,
+        key_stride: u64,
+        teacher_query_stride: u64,
+        teacher_key_stride: u64,
+        valid: u64,
+        query_ids: u64,
+        key_ids: u64,
+        known: u64,
+        partials: u64,
+        losses: u64,
+        log_sum_exp: u64,
+        teacher_log_sum_exp: u64,
+        mean: u64,
+        bound: u64,
+        partial_gradients: u64,
+        query_gradient: u64,
+        upstream: u64,
+        row_weights: u64,
+        row_unit: u64,
+        key_gradient: u64,
+        status: u64,
+        query_count: u32,
+        key_count: u32,
+        dim: u32,
+        teacher_dim: u32,
+        splits: u32,
+        reverse: u32,
+        ignore_diagonal: u32,
+        scale: u32,
+        teacher_scale: u32,
+        outer: u32,
+        squared: u32,
+        reserved: u32,
+    }
     GatheredUpdate {
         bank: u64,
         rows: u64,
@@ -412,5 +489,171 @@ params! {
         normalize: u32,
         write: u32,
         reserved: u32,
+    }
+    /// `clusters_*`.
+    Clusters {
+        points: u64,
+        stride: u64,
+        members: u64,
+        first_rows: u64,
+        end_rows: u64,
+        first_clusters: u64,
+        end_clusters: u64,
+        labels: u64,
+        chunk_rows: u64,
+        classes: u64,
+        chunk_classes: u64,
+        chunk_firsts: u64,
+        chunk_places: u64,
+        clusters: u64,
+        cluster_classes: u64,
+        first_chunks: u64,
+        given: u64,
+        chosen: u64,
+        sums: u64,
+        partials: u64,
+        centers: u64,
+        starts: u64,
+        moves: u64,
+        places: u64,
+        inverses: u64,
+        far: u64,
+        nearest: u64,
+        order: u64,
+        shifts: u64,
+        variances: u64,
+        states: u64,
+        changes: u64,
+        centroids: u64,
+        sizes: u64,
+        spread: u64,
+        mean_distance: u64,
+        assignment: u64,
+        margin: u64,
+        inertia: u64,
+        iterations: u64,
+        status: u64,
+        seed: u64,
+        tolerance: u64,
+        row_count: u32,
+        dim: u32,
+        start: u32,
+        max_iterations: u32,
+        unit: u32,
+        distance: u32,
+        tile_rows: u32,
+        step: u32,
+        order_first: u32,
+        count: u32,
+    }
+
+    /// `soft_assignment_measure_*`.
+    SoftMeasure {
+        rows: u64,
+        stride: u64,
+        scales: u64,
+        norms: u64,
+        wide: u64,
+        status: u64,
+        largest_scale: u64,
+        count: u32,
+        dim: u32,
+        unit: u32,
+        reserved: u32,
+    }
+    /// `soft_assignment_split_*`.
+    SoftSplit {
+        wide: u64,
+        parts: u64,
+        scales: u64,
+        count: u32,
+        dim: u32,
+        padded: u32,
+        reserved: u32,
+    }
+    /// `soft_assignment_rows_*`, `soft_assignment_join`, `credibility_rows_*`.
+    SoftAssignment {
+        points: u64,
+        point_stride: u64,
+        point_scales: u64,
+        point_norms: u64,
+        centroids: u64,
+        centroid_norms: u64,
+        rates: u64,
+        operands: u64,
+        operand_stride: u64,
+        operand_scales: u64,
+        classes: u64,
+        class_starts: u64,
+        own: u64,
+        partials: u64,
+        log_sum_exp: u64,
+        entropy: u64,
+        best: u64,
+        best_probability: u64,
+        point_count: u32,
+        centroid_count: u32,
+        dim: u32,
+        operand_dim: u32,
+        splits: u32,
+        squared: u32,
+    }
+    /// `soft_assignment_nearest`.
+    SoftNearest {
+        distances: u64,
+        indices: u64,
+        rates: u64,
+        listed: u64,
+        probabilities: u64,
+        log_sum_exp: u64,
+        entropy: u64,
+        best: u64,
+        best_probability: u64,
+        count: u32,
+        width: u32,
+        squared: u32,
+        reserved: u32,
+    }
+    /// `soft_centroids_*`.
+    SoftCentroids {
+        soft: SoftAssignment,
+        sums: u64,
+        masses: u64,
+        largest_scale: u64,
+        moved: u64,
+        mass: u64,
+        splits: u32,
+        unit: u32,
+    }
+    /// `credibility_*`.
+    Credibility {
+        soft: SoftAssignment,
+        groups: u64,
+        members: u64,
+        starts: u64,
+        class_of_group: u64,
+        labels: u64,
+        sums: u64,
+        distances: u64,
+        spreads: u64,
+        near_distances: u64,
+        near_indices: u64,
+        own_distances: u64,
+        credible: u64,
+        own_probability: u64,
+        suspicion: u64,
+        margin: u64,
+        closer: u64,
+        predicted: u64,
+        group_count: u32,
+        width: u32,
+        most_own: u32,
+        first_row: u32,
+        chunk_rows: u32,
+        leave_one_out: u32,
+        unit: u32,
+        reject_other_class: u32,
+        entropy_limit: u32,
+        suspicion_limit: u32,
     }
 }

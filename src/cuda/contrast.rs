@@ -2,20 +2,23 @@
 
 mod check;
 mod moments;
-mod plan;
+pub(super) mod plan;
+mod symmetric;
 
 use consonance_cpu::Error as Bad;
 use consonance_cpu::contrast::{AffinityMap, Options};
 
 use super::abi::{
-    self, CONTRAST_STATUS, MANY_ROWS, TARGET_DIMS, TARGET_SHARED_BYTES, TILE_KEYS, TILE_THREADS,
+    self, CHECKED_ROWS, CONTRAST_STATUS, MANY_ROWS, TARGET_DIMS, TARGET_SHARED_BYTES, TILE_KEYS, TILE_THREADS,
 };
 use super::executor::launch;
 use super::rows::check_length;
 use super::scratch::Scratch;
 use super::{Error, Executor, Matrix, Memory, Order, Result, Words};
 use check::{check, check_losses};
-use plan::{Buffers, Shape, params, splits};
+use plan::{Buffers, params};
+pub(super) use plan::{Shape, splits};
+pub use symmetric::{Symmetric, SymmetricLosses, SymmetricSide, symmetric_gradient, symmetric_losses};
 
 const OP: &str = "contrast";
 
@@ -141,6 +144,24 @@ pub struct Losses {
 }
 
 impl Losses {
+    fn allocate(executor: &dyn Executor, problem: &Problem<'_>, gradients: bool) -> Result<Self> {
+        let (b, n, d) = (problem.queries.rows(), problem.keys.rows(), problem.queries.cols());
+        let floats = |count: usize| executor.allocate(OP, count * size_of::<f32>());
+        let old_inverses = problem.pairs.affinity.map(|_| Ok::<_, Error>((floats(b)?, floats(n)?)));
+        Ok(Self {
+            per_row: floats(b)?,
+            log_sum_exp: floats(b)?,
+            inverse_normalizer: floats(b)?,
+            gradients: match gradients {
+                true => Some(QueryGradients { queries: floats(b * d)?, temperatures: floats(b)? }),
+                false => None,
+            },
+            mass: floats(b)?,
+            old_inverses: old_inverses.transpose()?,
+            status: executor.upload(OP, &[0xff; CONTRAST_STATUS * size_of::<u32>()])?,
+        })
+    }
+
     /// Waits for the forward pass and says whether rows, temperatures, weights and lists were good.
     ///
     /// Without this call nothing waits, and what is not good gives results that are none.
@@ -187,8 +208,8 @@ pub struct QueryGradients {
 /// Computes every row's loss and, with `gradients`, ∂L_i/∂x_i and ∂L_i/∂τ_i in the same pass over the keys; returns
 /// without waiting for the device.
 ///
-/// Scratch: 12 bytes a query and split of the keys, of which there are at most 8; with gradients those of the queries
-/// once a split; where all keys are positives, of moments once a split and 4 (D + 1) bytes a query.
+/// Scratch: 4 bytes a query, and 12 for each split of the keys, of which there are at most 8; with gradients those of
+/// the queries once a split; where all keys are positives, of moments once a split and 4 (D + 1) bytes a query.
 ///
 /// # Errors
 /// [`Error::Argument`] for disagreeing shapes, dtypes or lengths, empty sides, and the forms that the kernels do not
@@ -196,20 +217,7 @@ pub struct QueryGradients {
 pub fn losses(executor: &dyn Executor, problem: &Problem<'_>, gradients: bool) -> Result<Losses> {
     check(problem)?;
     let (b, n, d) = (problem.queries.rows(), problem.keys.rows(), problem.queries.cols());
-    let floats = |count: usize| executor.allocate(OP, count * size_of::<f32>());
-    let old_inverses = problem.pairs.affinity.map(|_| Ok::<_, Error>((floats(b)?, floats(n)?)));
-    let found = Losses {
-        per_row: floats(b)?,
-        log_sum_exp: floats(b)?,
-        inverse_normalizer: floats(b)?,
-        gradients: match gradients {
-            true => Some(QueryGradients { queries: floats(b * d)?, temperatures: floats(b)? }),
-            false => None,
-        },
-        mass: floats(b)?,
-        old_inverses: old_inverses.transpose()?,
-        status: executor.upload(OP, &[0xff; CONTRAST_STATUS * size_of::<u32>()])?,
-    };
+    let found = Losses::allocate(executor, problem, gradients)?;
     let by_moments = moments::replace_positives(problem);
     let buffers = Buffers::new(problem, gradients, by_moments);
     let scratch = executor.scratch(OP, buffers.bytes)?;
@@ -217,6 +225,7 @@ pub fn losses(executor: &dyn Executor, problem: &Problem<'_>, gradients: bool) -
     let params = abi::Contrast {
         partials: at(buffers.partials),
         partial_gradients: at(buffers.gradients),
+        query_norms: at(buffers.norms),
         targets: at(buffers.targets),
         target_count: at(buffers.moments) + moments::count_offset(problem),
         ..params(problem, &found)
@@ -224,11 +233,8 @@ pub fn losses(executor: &dyn Executor, problem: &Problem<'_>, gradients: bool) -
     let dtype = problem.queries.dtype();
     let suffix = dtype.suffix();
     let shape = Shape::new(dtype, d);
-    let warps = (b + n).div_ceil(TILE_THREADS / 32);
-    let old = problem.pairs.affinity.map(|_| ("old".to_owned(), [warps, 1, 1], TILE_THREADS, 0));
     let target_parts = if gradients { d.div_ceil(TARGET_DIMS) } else { 1 };
     let steps = [
-        (format!("check_{suffix}"), [warps, 1, 1], TILE_THREADS, 0),
         (
             format!("rows_{suffix}_{}", shape.groups),
             [b.div_ceil(MANY_ROWS), splits(n), if gradients { shape.parts } else { 1 }],
@@ -237,7 +243,7 @@ pub fn losses(executor: &dyn Executor, problem: &Problem<'_>, gradients: bool) -
         ),
         (format!("targets_{suffix}"), [b, target_parts, 1], TILE_THREADS, TARGET_SHARED_BYTES),
     ];
-    for (step, grid, threads, shared) in old.into_iter().chain(steps) {
+    for (step, grid, threads, shared) in checks(problem).into_iter().chain(steps) {
         if by_moments && step.starts_with("targets") {
             let [partials, sums, targets] =
                 [buffers.moment_partials, buffers.moments, buffers.targets].map(at);
@@ -248,6 +254,18 @@ pub fn losses(executor: &dyn Executor, problem: &Problem<'_>, gradients: bool) -
         unsafe { run(executor, &step, grid, (threads, shared), &params)? };
     }
     Ok(found)
+}
+
+/// A kernel's name behind that of the family, its grid, threads and shared memory.
+type Step = (String, [usize; 3], usize, usize);
+
+/// What comes before all sums.
+fn checks(problem: &Problem<'_>) -> Vec<Step> {
+    let rows = problem.queries.rows() + problem.keys.rows();
+    let old = ("old".to_owned(), [rows.div_ceil(TILE_THREADS / 32), 1, 1], TILE_THREADS, 0);
+    let check = format!("check_{}", problem.queries.dtype().suffix());
+    let check = (check, [rows.div_ceil(CHECKED_ROWS), 1, 1], TILE_THREADS, 0);
+    problem.pairs.affinity.map(|_| old).into_iter().chain([check]).collect()
 }
 
 /// Computes the gradient of Σ_i `upstream[i]` · L_i for the keys, `f32` `[N, D]`, of a problem whose `losses` these

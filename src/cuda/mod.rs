@@ -6,7 +6,10 @@
 
 pub mod abi;
 pub mod bank;
+pub mod clusters;
 pub mod contrast;
+pub mod credibility;
+pub mod divergence;
 #[cfg(feature = "cuda")]
 mod driver;
 mod error;
@@ -17,6 +20,7 @@ pub mod ranking;
 mod rows;
 mod scratch;
 pub mod segments;
+pub mod soft_assignment;
 
 #[cfg(feature = "cuda")]
 pub use driver::{CudaExecutor, available, device_count};

@@ -1,8 +1,11 @@
 //! Sub-clusters of every class at once, and soft assignment to centroids.
 
+mod kernels;
+
 use candle_core::{Device, Tensor};
 use consonance_cpu::clusters::{self, Count, Geometry, Options, Start};
 
+use super::place::Place;
 use super::view::{self, Matrix};
 use crate::{Error, Result};
 
@@ -134,8 +137,8 @@ pub struct SubClusters {
 
 /// k-means inside every class of `points` at once.
 ///
-/// - `points`: f32, f16 or bf16 `[N, D]`, on the CPU, any offset and strides;
-/// - `labels`: u32 or i64 `[N]` class labels in any order, gaps allowed; `None` for one class over everything.
+/// - `points`: f32, f16 or bf16 `[N, D]`, any offset and strides, on the CPU or on a GPU, where the work is done then;
+/// - `labels`: u32 or i64 `[N]` class labels in any order, gaps allowed, on any device; `None` for one class over everything.
 ///
 /// Lloyd's algorithm with k-means++ starts, on rows as they are or on the sphere (spherical k-means, Dhillon and
 /// Modha 2001). Empty clusters take the row farthest from its own centroid (distance descending, index
@@ -147,7 +150,8 @@ pub struct SubClusters {
 /// # Errors
 /// [`Error::NotDifferentiable`] when `points` or a given start is tracked; [`Error::DType`], [`Error::Device`],
 /// [`Error::Rank`]; [`Error::Argument`] for empty points, labels, counts or a start that do not fit, a count of
-/// 0, a bad tolerance, rows that are not finite or too large, rows of norm zero on the sphere.
+/// 0, a bad tolerance, rows that are not finite or too large, rows of norm zero on the sphere ([`Error::Kernel`] on a GPU,
+/// as are errors of the device).
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -168,15 +172,19 @@ pub fn sub_clusters(
     options: &SubClustersOptions,
 ) -> Result<SubClusters> {
     refuse_tracked(OP, "points", points)?;
-    let matrix = Matrix::new(OP, "points", points)?;
-    let labels = labels.map(|labels| view::labels(OP, "labels", labels, matrix.rows())).transpose()?;
+    let place = Place::of(OP, "points", points)?;
+    let rows = view::matrix(OP, "points", points)?.0.dims()[0];
+    let labels = match labels {
+        Some(labels) => Some(view::labels(OP, "labels", &labels.to_device(&Device::Cpu)?, rows)?),
+        None => None,
+    };
     let (given, guard);
     let start = match &options.start {
         ClusterStart::PlusPlus { seed } => Start::PlusPlus { seed: *seed },
         ClusterStart::Random { seed } => Start::Random { seed: *seed },
         ClusterStart::Given(tensor) => {
             refuse_tracked(OP, "start", tensor)?;
-            given = Matrix::new(OP, "start", tensor)?;
+            given = Matrix::new(OP, "start", &tensor.to_device(&Device::Cpu)?)?;
             guard = given.lock();
             Start::Given(guard.rows()?)
         }
@@ -186,17 +194,22 @@ pub fn sub_clusters(
         ClusterCount::PerClass(list) => Count::PerClass(list),
         ClusterCount::SquareRoot { max } => Count::SquareRoot { max: *max },
     };
-    let found = clusters::sub_clusters(
-        matrix.lock().rows()?,
-        labels.as_deref(),
-        &Options {
-            geometry: options.geometry,
-            count,
-            start,
-            max_iterations: options.max_iterations,
-            tolerance: options.tolerance,
-        },
-    )?;
+    let options = Options {
+        geometry: options.geometry,
+        count,
+        start,
+        max_iterations: options.max_iterations,
+        tolerance: options.tolerance,
+    };
+    match place {
+        Some(place) => kernels::sub_clusters(&place, points, labels.as_deref(), &options),
+        None => on_cpu(points, labels.as_deref(), &options),
+    }
+}
+
+fn on_cpu(points: &Tensor, labels: Option<&[u32]>, options: &Options<'_>) -> Result<SubClusters> {
+    let matrix = Matrix::new(OP, "points", points)?;
+    let found = clusters::sub_clusters(matrix.lock().rows()?, labels, options)?;
     let device = &Device::Cpu;
     let (n, k) = (matrix.rows(), found.sizes.len());
     Ok(SubClusters {

@@ -1,23 +1,27 @@
 //! The weighted multi-positive contrastive loss as a differentiable Candle op.
 
+mod alone;
 pub(super) mod data;
 mod kernels;
 mod lists;
 mod pairs;
+mod symmetric;
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
 use consonance_cpu::{Rows, contrast as cpu};
 
 pub use consonance_cpu::contrast::{
-    AffinityMap, Normalizer, Options as ContrastOptions, OtherPositives, Products,
+    Admission, AffinityMap, Normalizer, Options as ContrastOptions, OtherPositives, Products,
 };
-pub use pairs::Pairs;
+pub use pairs::{Closeness, Pairs};
 
+use crate::cuda::contrast::SymmetricSide;
 use crate::ops::place::Place;
 use crate::ops::view::{Matrix, check_cpu};
 use crate::{Error, Result};
 use data::Data;
 use kernels::ByKernels;
+use symmetric::BothWays;
 
 const OP: &str = "contrast";
 
@@ -49,7 +53,7 @@ pub struct Contrast {
 /// `bf16`, statistics in `f32` or wider), without any `B × N` matrix.
 ///
 /// With s_ij = ⟨x_i, y_j⟩/τ_i, the positives P(i) and weights w_ij of `pairs`, a_ij = w_ij/|P(i)| (or w_ij/Σ_P w_ij)
-/// and denominator weights u_j:
+/// and denominator weights u_j (u_ij with [`Pairs::pace`]):
 ///
 /// * [`OtherPositives::InDenominator`]: L_i = Σ_j a_ij (lse_i − s_ij), lse_i = ln Σ_k u_k e^{s_ik}. This is SupCon
 ///   (Khosla et al. 2020, eq. 2) with labels, InfoNCE with the diagonal, and the neighborhood loss of Wu et al. 2022
@@ -82,7 +86,8 @@ pub fn contrast(
 ///
 /// `per_row` and `log_sum_exp` are `[B + N]`, the rows of `x` first; `anchors` is the number of counted rows of both.
 /// A `y` that is not valid or not credible is no anchor on its own side either. A learned temperature is one for
-/// all.
+/// all. On a GPU one pass over the scores serves both directions, and one more for the gradient of each side; with
+/// [`Pairs::all`] they are two losses, as on the CPU.
 ///
 /// # Errors
 /// As [`contrast`]; also for a temperature a row, for denominator weights (they belong to one side), and for diagonal
@@ -101,14 +106,41 @@ pub fn contrast_symmetric(
         let expected = "[] or [1]: the symmetric form has one temperature";
         return Err(consonance_cpu::Error::shape(OP, "temperature", t.dims(), expected).into());
     }
+    let transposed = pairs.transposed(b, n)?;
+    if let Some(place) = Place::of(OP, "x", x)?
+        && pairs.has_one_pass()
+    {
+        return both_ways(place, [x, y], temperature, [pairs, &transposed], options);
+    }
     let rows = one_way(x, y, temperature, pairs, options)?;
-    let columns = one_way(y, x, temperature, &pairs.transposed(b, n)?, options)?;
+    let columns = one_way(y, x, temperature, &transposed, options)?;
     Ok(Contrast {
         loss: ((rows.loss + columns.loss)? * 0.5)?,
         per_row: Tensor::cat(&[rows.per_row, columns.per_row], 0)?,
         log_sum_exp: Tensor::cat(&[rows.log_sum_exp, columns.log_sum_exp], 0)?,
         anchors: rows.anchors + columns.anchors,
     })
+}
+
+/// Both directions by kernels, from one pass over the scores.
+fn both_ways(
+    place: Place,
+    sides: [&Tensor; 2],
+    temperature: &Temperature,
+    pairs: [&Pairs; 2],
+    options: &ContrastOptions,
+) -> Result<Contrast> {
+    let (x, y) = (readable(sides[0])?, readable(sides[1])?);
+    let temperature = temperature.tensor(x.device())?;
+    let found = BothWays::new(place, [&x, &y, &temperature], pairs, options)?;
+    let ([of_x, of_y], log_sum_exp) = (found.anchors, found.log_sum_exp.clone());
+    let per_row = x.apply_op3(&y, &temperature, Loss::BothWays(Box::new(found)))?;
+    let (b, n) = (x.dims()[0], y.dims()[0]);
+    let mean = |first: usize, rows: usize, anchors: usize| {
+        per_row.narrow(0, first, rows)?.sum_all()? * (0.5 / anchors.max(1) as f64)
+    };
+    let loss = (mean(0, b, of_x)? + mean(b, n, of_y)?)?;
+    Ok(Contrast { loss, per_row, log_sum_exp, anchors: of_x + of_y })
 }
 
 fn rows_of(argument: &'static str, tensor: &Tensor) -> Result<usize> {
@@ -136,10 +168,7 @@ fn one_way(
 ) -> Result<Contrast> {
     let (queries, keys) = (readable(queries)?, readable(keys)?);
     let place = Place::of(OP, "queries", &queries)?;
-    let temperature = match temperature {
-        Temperature::Fixed(t) => Tensor::new(&[*t as f32], queries.device())?,
-        Temperature::Learned(t) => learned(t)?,
-    };
+    let temperature = temperature.tensor(queries.device())?;
     let gradients = queries.track_op() || temperature.track_op();
     let op = match place {
         Some(place) => {
@@ -153,10 +182,20 @@ fn one_way(
             (Tensor::new(&loss.forward.log_sum_exp[..], queries.device())?, loss.forward.anchors())
         }
         Loss::Kernels(loss) => (loss.log_sum_exp.clone(), loss.anchors),
+        Loss::BothWays(loss) => (loss.log_sum_exp.clone(), loss.anchors.iter().sum()),
     };
     let per_row = queries.apply_op3(&keys, &temperature, op)?;
     let loss = (per_row.sum_all()? * (1.0 / anchors.max(1) as f64))?;
     Ok(Contrast { loss, per_row, log_sum_exp, anchors })
+}
+
+impl Temperature {
+    fn tensor(&self, device: &Device) -> Result<Tensor> {
+        match self {
+            Self::Fixed(t) => Ok(Tensor::new(&[*t as f32], device)?),
+            Self::Learned(t) => learned(t),
+        }
+    }
 }
 
 fn learned(temperature: &Tensor) -> Result<Tensor> {
@@ -172,6 +211,7 @@ fn learned(temperature: &Tensor) -> Result<Tensor> {
 enum Loss {
     Cpu(Box<OnCpu>),
     Kernels(Box<ByKernels>),
+    BothWays(Box<BothWays>),
 }
 
 impl CustomOp3 for Loss {
@@ -191,6 +231,7 @@ impl CustomOp3 for Loss {
         let per_row = match self {
             Self::Cpu(loss) => loss.forward.per_row.clone(),
             Self::Kernels(loss) => loss.per_row.to_vec1::<f32>()?,
+            Self::BothWays(loss) => loss.per_row.to_vec1::<f32>()?,
         };
         let shape = Shape::from(per_row.len());
         Ok((CpuStorage::F32(per_row), shape))
@@ -208,6 +249,7 @@ impl CustomOp3 for Loss {
     ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
         match self {
             Self::Kernels(loss) => crate::ops::place::cuda_storage(&loss.per_row),
+            Self::BothWays(loss) => crate::ops::place::cuda_storage(&loss.per_row),
             Self::Cpu(_) => candle_core::bail!("contrast: computed on the CPU for tensors of a CUDA device"),
         }
     }
@@ -225,14 +267,17 @@ impl CustomOp3 for Loss {
         let for_queries = tracked(queries).map(|()| match self {
             Self::Cpu(loss) => loss.query_gradient(&g, queries),
             Self::Kernels(loss) => loss.query_gradient(&g, queries),
+            Self::BothWays(loss) => loss.gradient(&g, SymmetricSide::X, queries),
         });
         let for_keys = tracked(keys).map(|()| match self {
             Self::Cpu(loss) => loss.key_gradient(&g, queries, keys),
             Self::Kernels(loss) => loss.key_gradient(&g, keys),
+            Self::BothWays(loss) => loss.gradient(&g, SymmetricSide::Y, keys),
         });
         let for_temperature = tracked(temperature).map(|()| match self {
             Self::Cpu(loss) => loss.temperature_gradient(&g, temperature),
             Self::Kernels(loss) => loss.temperature_gradient(&g, temperature),
+            Self::BothWays(loss) => loss.temperature_gradient(&g, temperature),
         });
         Ok((for_queries.transpose()?, for_keys.transpose()?, for_temperature.transpose()?))
     }

@@ -1,6 +1,6 @@
 //! Which labeled embeddings deserve belief.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use consonance_cpu::{
     clusters::Geometry,
     credibility::{self as backend, Centers, Rule, Scale},
@@ -8,9 +8,10 @@ use consonance_cpu::{
 
 use super::{
     clusters::{SubClusters, refuse_tracked},
+    place::Place,
     view::{self, Matrix},
 };
-use crate::Result;
+use crate::{Result, cuda};
 
 const OP: &str = "credibility";
 
@@ -132,13 +133,13 @@ pub struct Credibility {
 
 /// The credibility of every labeled row among the centroids of all classes.
 ///
-/// - `points`: f32, f16 or bf16 `[N, D]` on the CPU, any strides;
-/// - `labels`: u32 or i64 `[N]`, in any order, gaps allowed.
+/// - `points`: f32, f16 or bf16 `[N, D]`, any strides, on the CPU or, by kernels, on a CUDA device;
+/// - `labels`: u32 or i64 `[N]`, in any order, gaps allowed, on any device: they are read on the host.
 ///
 /// p_ik ∝ e^{s_ik} over all centroids, H_i its entropy, and −ln p of the own class as `suspicion`, with the row
 /// left out of its own centroid. Entropy finds rows between classes; only the own probability finds a row that
 /// sits squarely in a wrong class, as label noise does. Streams the centroids: O(N + K·D) memory. The results are
-/// constants.
+/// constants, on the device of the points; on a CUDA device the m nearest are at most 1,024.
 ///
 /// # Errors
 /// [`crate::Error::NotDifferentiable`] when `points` is tracked; [`crate::Error::DType`],
@@ -160,30 +161,44 @@ pub struct Credibility {
 /// ```
 pub fn credibility(points: &Tensor, labels: &Tensor, options: &CredibilityOptions) -> Result<Credibility> {
     refuse_tracked(OP, "points", points)?;
-    let matrix = Matrix::new(OP, "points", points)?;
-    let n = matrix.rows();
-    let labels = view::labels(OP, "labels", labels, n)?;
+    let place = Place::of(OP, "points", points)?;
+    let n = view::matrix(OP, "points", points)?.0.dims()[0];
+    let host = |argument, tensor: &Tensor| view::labels(OP, argument, &tensor.to_device(&Device::Cpu)?, n);
+    let labels = host("labels", labels)?;
     let assignment = match &options.sub_clusters {
-        Some(clusters) => Some(view::labels(OP, "assignment", &clusters.assignment, n)?),
+        Some(clusters) => Some(host("assignment", &clusters.assignment)?),
         None => None,
     };
     let centers = match (&options.sub_clusters, &assignment) {
         (Some(clusters), Some(assignment)) => Centers::SubClusters { assignment, offsets: &clusters.offsets },
         _ => Centers::Classes,
     };
-    let found = backend::credibility(
-        matrix.lock().rows()?,
-        &labels,
-        &backend::Options {
-            centers,
-            geometry: options.geometry,
-            leave_one_out: options.leave_one_out,
-            scale: options.scale,
-            nearest: options.nearest,
-            rule: options.rule,
-            reject_other_class: options.reject_other_class,
-        },
-    )?;
+    let options = backend::Options {
+        centers,
+        geometry: options.geometry,
+        leave_one_out: options.leave_one_out,
+        scale: options.scale,
+        nearest: options.nearest,
+        rule: options.rule,
+        reject_other_class: options.reject_other_class,
+    };
+    if let Some(place) = place {
+        let points = place.matrix(OP, "points", points)?;
+        let found = cuda::credibility::credibility(place.executor(), &points.matrix(), &labels, &options)?;
+        return Ok(Credibility {
+            credible: place.list(OP, found.credible, DType::U8, n)?,
+            entropy: place.list(OP, found.entropy, DType::F32, n)?,
+            own_probability: place.list(OP, found.own_probability, DType::F32, n)?,
+            suspicion: place.list(OP, found.suspicion, DType::F32, n)?,
+            margin: place.list(OP, found.margin, DType::F32, n)?,
+            closer: place.list(OP, found.closer, DType::U32, n)?,
+            predicted: place.list(OP, found.predicted, DType::U32, n)?,
+            entropy_limit: found.limits.entropy,
+            suspicion_limit: found.limits.suspicion,
+        });
+    }
+    let matrix = Matrix::new(OP, "points", points)?;
+    let found = backend::credibility(matrix.lock().rows()?, &labels, &options)?;
     let device = &Device::Cpu;
     Ok(Credibility {
         credible: Tensor::from_vec(found.credible, n, device)?,

@@ -3,11 +3,12 @@
 //! Wu et al. (AAAI 2022) align class scores of a new embedding with those of several old ones; since the old
 //! classifier is not at hand, both are scored by the *new* one: ℓ(v) = s·W v. Three forms are offered.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Tensor, Var};
 use consonance_cpu::contrast::{Options as ContrastOptions, Plan};
 use consonance_cpu::discrimination::mean_teachers;
 
-use super::contrast::{Contrast, Pairs, Temperature, contrast, data::Data};
+use super::contrast::{Contrast, Normalizer, Pairs, Temperature, contrast, data::Data};
+use super::place::Place;
 use super::view::Matrix;
 use crate::{Error, Result};
 
@@ -38,7 +39,7 @@ impl Default for DiscriminationOptions {
 
 /// The result of [`discrimination_kl`].
 #[derive(Debug, Clone)]
-pub struct Divergence {
+pub struct DiscriminationDivergence {
     /// Scalar `f32`: the mean of `per_row` over the counted anchors, 0 when there is none. Differentiable.
     pub loss: Tensor,
     /// `[B]` `f32`: Σ_j w̄_ij KL(π(k_j) ‖ π(z_i)); 0 for rows that do not count. Differentiable.
@@ -91,8 +92,17 @@ fn classifier(weights: &Tensor, options: &DiscriminationOptions) -> Result<Tenso
 
 /// Applies `f` to the keys in chunks of rows, as f32 constants, into one tensor `[N, cols]`.
 fn in_chunks(keys: &Tensor, cols: usize, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    in_chunks_and_zeros(keys, (0, cols), f)
+}
+
+/// The same, with rows of zeros behind.
+fn in_chunks_and_zeros(
+    keys: &Tensor,
+    (zeros, cols): (usize, usize),
+    f: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
     let n = keys.dim(0)?;
-    let out = Tensor::zeros((n, cols), DType::F32, keys.device())?;
+    let out = Tensor::zeros((n + zeros, cols), DType::F32, keys.device())?;
     for start in (0..n).step_by(CHUNK) {
         let chunk =
             keys.narrow(0, start, CHUNK.min(n - start))?.detach().to_dtype(DType::F32)?.contiguous()?;
@@ -146,6 +156,11 @@ fn softmax(scores: &Tensor) -> Result<Tensor> {
     Ok(shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?)
 }
 
+fn log_softmax(scores: &Tensor) -> Result<Tensor> {
+    let scores = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?;
+    Ok(scores.broadcast_sub(&scores.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
+}
+
 /// Contrast of class distributions: t_ij = ⟨π(z_i), sg π(k_j)⟩/τ₂ with π(v) = softmax(ℓ(v)), the soft multi-labels.
 ///
 /// Arguments as [`discrimination_raw`]; the softening T is part of the scale, s/T. The softmax does not factor: the
@@ -181,6 +196,9 @@ pub fn discrimination_soft(
 /// beside `[B, C]` no matrix is written. Of the pairs only positives and their weights matter; the keys outside count
 /// for nothing. The gradient arrives at the queries and, through π(z_i), at the classifier.
 ///
+/// On a GPU the mean teachers come from the kernels of [`contrast`], with the positives alone in a row, and the
+/// distributions of all keys are held, `[N, C + 1]` in f32.
+///
 /// # Errors
 /// As [`discrimination_raw`].
 pub fn discrimination_kl(
@@ -189,14 +207,34 @@ pub fn discrimination_kl(
     weights: &Tensor,
     pairs: &Pairs,
     options: &DiscriminationOptions,
-) -> Result<Divergence> {
+) -> Result<DiscriminationDivergence> {
     check(queries, keys, weights, options)?;
     let w = classifier(weights, options)?;
+    let (teachers, entropies, anchors) = match Place::of(OP, "queries", queries)? {
+        Some(_) => teachers_by_kernels(queries, keys, &w.detach(), pairs)?,
+        None => teachers_on_cpu(queries, keys, &w, pairs, options)?,
+    };
+    let log = log_softmax(&queries.to_dtype(DType::F32)?.matmul(&w.t()?)?)?;
+    let per_row = ((&teachers * log)?.sum(1)?.neg()? - entropies)?;
+    let loss = (per_row.sum_all()? * (1.0 / anchors.max(1) as f64))?;
+    Ok(DiscriminationDivergence { loss, per_row, teachers, anchors })
+}
+
+/// π̄_i `[B, C]`, Σ_j w̄_ij H(π(k_j)) `[B]` and the number of rows with positives.
+type Teachers = (Tensor, Tensor, usize);
+
+fn teachers_on_cpu(
+    queries: &Tensor,
+    keys: &Tensor,
+    w: &Tensor,
+    pairs: &Pairs,
+    options: &DiscriminationOptions,
+) -> Result<Teachers> {
     let (b, n, classes) = (queries.dim(0)?, keys.dim(0)?, w.dim(0)?);
     let views = (
         Matrix::new(OP, "queries", queries)?,
         Matrix::new(OP, "keys", keys)?,
-        Matrix::new(OP, "weights", &w)?,
+        Matrix::new(OP, "weights", w)?,
     );
     let guards = (views.0.lock(), views.1.lock(), views.2.lock());
     let rows = guards.2.rows()?;
@@ -209,11 +247,26 @@ pub fn discrimination_kl(
     )?;
     let anchors = found.counted.iter().filter(|c| **c).count();
     let teachers = Tensor::from_vec(found.distributions, (b, classes), queries.device())?;
-    let entropies = Tensor::from_vec(found.entropies, b, queries.device())?;
-    let scores = queries.to_dtype(DType::F32)?.matmul(&w.t()?)?;
-    let scores = scores.broadcast_sub(&scores.detach().max_keepdim(1)?)?;
-    let log = scores.broadcast_sub(&scores.exp()?.sum_keepdim(1)?.log()?)?;
-    let per_row = ((&teachers * log)?.sum(1)?.neg()? - entropies)?;
-    let loss = (per_row.sum_all()? * (1.0 / anchors.max(1) as f64))?;
-    Ok(Divergence { loss, per_row, teachers, anchors })
+    Ok((teachers, Tensor::from_vec(found.entropies, b, queries.device())?, anchors))
+}
+
+/// As gradients of a contrast at queries of zeros, against the distributions with their entropies in one more column.
+fn teachers_by_kernels(queries: &Tensor, keys: &Tensor, w: &Tensor, pairs: &Pairs) -> Result<Teachers> {
+    let (b, n, classes) = (queries.dim(0)?, keys.dim(0)?, w.dim(0)?);
+    let device = queries.device();
+    // The key more, of zeros, is what the denominators hold.
+    let values = in_chunks_and_zeros(keys, (1, classes + 1), |k| {
+        let log = log_softmax(&k.matmul(&w.t()?)?)?;
+        let p = log.exp()?;
+        let entropy = (&p * log)?.sum_keepdim(1)?.neg()?;
+        Ok(Tensor::cat(&[p, entropy], 1)?)
+    })?;
+    let zeros = Var::zeros((b, classes + 1), DType::F32, device)?;
+    let sums = ContrastOptions { normalizer: Normalizer::WeightSum, ..ContrastOptions::default() };
+    let alone = pairs.alone(b, n, device)?;
+    let found = contrast(zeros.as_tensor(), &values, &Temperature::Fixed(1.0), &alone, &sums)?;
+    let gradients = found.per_row.sum_all()?.backward()?;
+    let mean = gradients.get(&zeros).map_or_else(|| zeros.zeros_like(), Tensor::neg)?;
+    let (teachers, entropies) = (mean.narrow(1, 0, classes)?, mean.narrow(1, classes, 1)?);
+    Ok((teachers.contiguous()?, entropies.flatten_all()?, found.anchors))
 }

@@ -5,6 +5,7 @@ pub(crate) mod clusters;
 pub(crate) mod contrast;
 pub(crate) mod credibility;
 pub(crate) mod discrimination;
+pub(crate) mod divergence;
 pub(crate) mod gathered;
 mod in_place;
 pub(crate) mod neighbors;

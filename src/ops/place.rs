@@ -253,7 +253,15 @@ impl Place {
         }
     }
 
-    /// A tensor of this memory, `f32` or `u32`.
+    /// A tensor `[len]` of this memory, `f32`, `u32` or `u8`.
+    ///
+    /// # Errors
+    /// Errors of the driver.
+    pub(super) fn list(&self, op: &'static str, memory: Memory, dtype: DType, len: usize) -> Result<Tensor> {
+        Ok(self.tensor(op, memory, dtype, (len, 1))?.squeeze(1)?)
+    }
+
+    /// A tensor of this memory, `f32`, `u32` or `u8`.
     ///
     /// # Errors
     /// Errors of the driver.
@@ -266,6 +274,11 @@ impl Place {
     ) -> Result<Tensor> {
         match self {
             Self::Copied(executor) => {
+                if dtype == DType::U8 {
+                    let mut bytes = vec![0u8; shape.0 * shape.1];
+                    executor.download(op, &memory, &mut bytes)?;
+                    return Ok(Tensor::from_vec(bytes, shape, &Device::Cpu)?);
+                }
                 let mut words = vec![0u32; shape.0 * shape.1];
                 executor.download(op, &memory, bytemuck::cast_slice_mut(&mut words))?;
                 Ok(match dtype {
@@ -377,6 +390,9 @@ mod on_device {
         let storage = match dtype {
             DType::F32 => {
                 CudaStorage::wrap_cuda_slice(executor.into_slice::<f32>(op, memory, len)?, device.clone())
+            }
+            DType::U8 => {
+                CudaStorage::wrap_cuda_slice(executor.into_slice::<u8>(op, memory, len)?, device.clone())
             }
             _ => CudaStorage::wrap_cuda_slice(executor.into_slice::<u32>(op, memory, len)?, device.clone()),
         };

@@ -4,8 +4,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{
-    AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Products, Temperature,
-    contrast,
+    Admission, AffinityMap, Closeness, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs,
+    Products, Temperature, contrast,
 };
 use consonance_reference::contrast as reference;
 use consonance_testkit::data;
@@ -32,6 +32,13 @@ pub(crate) enum Tau {
     PerRow(f64),
 }
 
+/// What makes negatives of a group close to positives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Near {
+    Times,
+    Features,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spec {
     pub(crate) b: usize,
@@ -45,6 +52,7 @@ pub(crate) struct Spec {
     pub(crate) denominator_weights: bool,
     pub(crate) same_id: bool,
     pub(crate) leave_out: bool,
+    pub(crate) pace: Option<(Near, f64, Admission)>,
     pub(crate) options: ContrastOptions,
     pub(crate) tau: Tau,
     pub(crate) dtype: DType,
@@ -67,6 +75,7 @@ impl Spec {
             denominator_weights: false,
             same_id: false,
             leave_out: false,
+            pace: None,
             options: ContrastOptions::default(),
             tau: Tau::Fixed(0.1),
             dtype: DType::F32,
@@ -193,6 +202,38 @@ impl Case {
             let (qi, ki) = (data::labels(b, 7, seed + 10), data::labels(n, 40, seed + 11));
             pairs = pairs.ignore_same_id(&u32s(&qi), &u32s(&ki));
             full = full.ignore_same_id(&qi, &ki);
+        }
+        if let Some((near, pace, admission)) = spec.pace {
+            let (qg, kg) = (data::labels(b, 5, seed + 14), data::labels(n, 6, seed + 15));
+            let groups = (u32s(&qg), u32s(&kg));
+            let affinity: Box<dyn Fn(usize, usize) -> f64>;
+            let closeness;
+            match near {
+                Near::Times => {
+                    let (qt, kt) = (data::normal(b, 1, seed + 16), data::normal(n, 1, seed + 17));
+                    let tensor = |x: &[f32]| Tensor::new(x, &Device::Cpu).unwrap();
+                    closeness = Closeness::Times { queries: tensor(&qt), keys: tensor(&kt), scale: 0.75 };
+                    affinity =
+                        Box::new(move |i, j| (-(f64::from(qt[i]) - f64::from(kt[j])).abs() / 0.75).exp());
+                }
+                Near::Features => {
+                    let (qf, kf) = (data::normal(b, 3, seed + 16), data::normal(n, 3, seed + 17));
+                    let (qf, kf) = (matrix(qf, b, 3, DType::F32), matrix(kf, n, 3, spec.dtype));
+                    let (x, y) = (wide(&qf), wide(&kf));
+                    closeness = Closeness::Features { queries: qf, keys: kf };
+                    affinity = Box::new(move |i, j| {
+                        reference::affinity_half(reference::cosine(&x[i * 3..][..3], &y[j * 3..][..3]))
+                    });
+                }
+            }
+            let limit = f64::from(pace as f32);
+            let weight = |i: usize, j: usize| match (qg[i] == kg[j], admission) {
+                (false, _) => 1.0,
+                (true, Admission::Hard) => f64::from(u8::from(affinity(i, j) <= limit)),
+                (true, Admission::Soft) => (1.0 - affinity(i, j) / limit).max(0.0),
+            };
+            pairs = pairs.pace((&groups.0, &groups.1), closeness, pace, admission);
+            full = full.paced(weight);
         }
         if spec.leave_out {
             let (ql, kl) = (data::labels(b, 5, seed + 12), data::labels(n, 6, seed + 13));
@@ -390,6 +431,10 @@ impl RowBound {
         let tau = p.temperatures[i];
         let largest = (0..n).map(|j| norm(&p.keys[j * d..][..d])).fold(0.0, f64::max);
         let bias = if case.spec.denominator_weights { 3f64.ln() } else { 0.0 };
+        // Single pairs' weights: ln u is exact but for its rounding.
+        let row = &case.full.denominator[i * n..][..n];
+        let of_pairs = row.iter().filter(|u| **u > 0.0).map(|u| u.ln().abs()).fold(0.0, f64::max);
+        let bias = if case.spec.pace.is_some() { bias + of_pairs } else { bias };
         let sigma = x * largest / tau + bias;
         let (dim, tiles) = (d.max(16) as f64, n.div_ceil(512) as f64);
         let lse = truth.log_sum_exp[i];

@@ -1,10 +1,10 @@
 //! The op against the f64 reference, for every rule and option, over ragged shapes and all dtypes.
 
 use candle_core::DType;
-use consonance::{AffinityMap, ContrastOptions, Normalizer, OtherPositives, Products};
+use consonance::{Admission, AffinityMap, ContrastOptions, Normalizer, OtherPositives, Products};
 use proptest::prelude::*;
 
-use crate::case::{Case, Rule, Spec, Tau};
+use crate::case::{Case, Near, Rule, Spec, Tau};
 
 const EXP: AffinityMap = AffinityMap::Exp { temperature: 0.2 };
 const RULES: [Rule; 8] = [
@@ -52,6 +52,15 @@ fn every_option_alone_and_all_together() {
         compare(&format!("{label} denominator weights"), Spec { denominator_weights: true, ..spec });
         compare(&format!("{label} same id"), Spec { same_id: true, ..spec });
         compare(&format!("{label} leave out"), Spec { leave_out: true, ..spec });
+        for near in [Near::Times, Near::Features] {
+            for (pace, admission) in [(0.6, Admission::Hard), (0.6, Admission::Soft), (1.0, Admission::Soft)]
+            {
+                let paced = Spec { pace: Some((near, pace, admission)), ..spec };
+                compare(&format!("{label} paced by {near:?}, {admission:?} at {pace}"), paced);
+                let more = Spec { valid: true, same_id: true, denominator_weights: true, ..paced };
+                compare(&format!("{label} paced by {near:?}, {admission:?} at {pace}, more"), more);
+            }
+        }
         let all = Spec {
             valid: true,
             credible: true,
@@ -70,6 +79,10 @@ fn every_option_alone_and_all_together() {
 fn temperatures_learned_and_low() {
     for tau in [0.01, 0.02, 0.05, 1.0] {
         for make in [Tau::Scalar, Tau::PerRow] {
+            let pace = Some((Near::Times, 0.8, Admission::Soft));
+            let paced = Spec { tau: make(tau), pace, rule: Rule::Diagonal, ..Spec::new(33, 1100, 32) };
+            compare(&format!("{:?} paced", paced.tau), paced);
+            compare(&format!("{:?} paced, left out", paced.tau), paced.left_out());
             let spec = Spec { tau: make(tau), affinity: Some(EXP), ..Spec::new(33, 1100, 32) };
             compare(&format!("{:?}", spec.tau), spec);
             compare(&format!("{:?} left out", spec.tau), spec.left_out());
@@ -104,6 +117,7 @@ fn long_embeddings_with_split_and_with_plain_products() {
                 compare(&format!("{name}, all"), Spec { rule: Rule::All, valid: true, ..spec });
                 // Running maxima, several steps of queries.
                 let low = Spec { tau: Tau::Scalar(0.01), leave_out: true, denominator_weights: true, ..spec };
+                let low = Spec { pace: Some((Near::Features, 0.9, Admission::Soft)), ..low };
                 compare(&format!("{name}, low temperature"), Spec { b: 300, n: 530, ..low });
             }
         }

@@ -1,7 +1,10 @@
 //! Bad input: an error that names the argument, what it got and what it expected.
 
 use candle_core::{DType, Device, Tensor};
-use consonance::{AffinityMap, ContrastOptions, Error, Pairs, Temperature, contrast, contrast_symmetric};
+use consonance::{
+    Admission, AffinityMap, Closeness, ContrastOptions, Error, Pairs, Temperature, contrast,
+    contrast_symmetric,
+};
 
 use crate::case::u32s;
 
@@ -83,6 +86,30 @@ fn labels_ids_and_masks() {
     refuse_pairs(Pairs::labels(&floats(&[0.0; 2]), &six), &["`query_labels`", "F32"]);
     refuse_pairs(Pairs::all().ignore_same_id(&two, &two), &["`key_ids`", "[2]"]);
     refuse_pairs(Pairs::all().leave_out_same_label(&six, &six), &["`query_labels`", "[6]"]);
+    let times = |queries: &[f32], keys: &[f32], scale| Closeness::Times {
+        queries: floats(queries),
+        keys: floats(keys),
+        scale,
+    };
+    let (groups, soft) = ((&two, &six), Admission::Soft);
+    let paced = |closeness, pace| Pairs::all().pace(groups, closeness, pace, soft);
+    let good = || times(&[0.0; 2], &[0.0; 6], 1.0);
+    for bad in [0.0, -0.5, 1.5, f64::NAN] {
+        refuse_pairs(paced(good(), bad), &["`pace`", "above 0 and at most 1"]);
+    }
+    refuse_pairs(Pairs::all().pace((&six, &six), good(), 0.5, soft), &["`query_groups`", "[6]"]);
+    refuse_pairs(Pairs::all().pace((&two, &two), good(), 0.5, soft), &["`key_groups`", "[2]"]);
+    refuse_pairs(paced(times(&[0.0; 3], &[0.0; 6], 1.0), 0.5), &["`query_times`", "[3]"]);
+    refuse_pairs(paced(times(&[0.0; 2], &[f32::NAN; 6], 1.0), 0.5), &["`key_times`", "finite"]);
+    refuse_pairs(paced(times(&[0.0; 2], &[0.0; 6], 0.0), 0.5), &["`time scale`", "above 0"]);
+    let features = |queries: &Tensor, keys: &Tensor| Closeness::Features {
+        queries: queries.clone(),
+        keys: keys.clone(),
+    };
+    refuse_pairs(paced(features(&ones(2, 3), &ones(6, 4)), 0.5), &["`key_features`", "[6, 3]"]);
+    refuse_pairs(paced(features(&ones(3, 3), &ones(6, 3)), 0.5), &["`query_features`", "[2, Df]"]);
+    let zero = Tensor::zeros((6, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+    refuse_pairs(paced(features(&ones(2, 3), &zero), 0.5), &["`key_features`", "row 0"]);
     refuse_pairs(Pairs::all().valid(&six), &["`valid`", "U32", "u8"]);
     let byte = Tensor::new(&[1u8, 1], &Device::Cpu).unwrap();
     refuse_pairs(Pairs::all().valid(&byte), &["`valid`", "[2]"]);

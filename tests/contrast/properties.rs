@@ -1,10 +1,12 @@
 //! Bits, views, masks, identities: what must hold without any tolerance, or by a bound of its own.
 
 use candle_core::{DType, Device, Tensor, Var};
-use consonance::{AffinityMap, Contrast, ContrastOptions, Pairs, Temperature, contrast, contrast_symmetric};
+use consonance::{
+    Admission, AffinityMap, Contrast, ContrastOptions, Pairs, Temperature, contrast, contrast_symmetric,
+};
 use consonance_testkit::{data, threads::on_1_2_8_threads};
 
-use crate::case::{Case, Rule, Spec, Tau, narrow, u32s, wide};
+use crate::case::{Case, Near, Rule, Spec, Tau, narrow, u32s, wide};
 
 fn bits(t: &Tensor) -> Vec<u32> {
     narrow(t).iter().map(|x| x.to_bits()).collect()
@@ -36,6 +38,7 @@ fn hard() -> Vec<Spec> {
         Spec { rule: Rule::Bits, same_id: true, leave_out: true, denominator_weights: true, ..base }
             .left_out(),
         Spec { unit: false, dtype: DType::BF16, affinity: None, ..base },
+        Spec { pace: Some((Near::Features, 0.7, Admission::Soft)), ..base },
         Spec { d: 130, b: 70, ..base },
         Spec { d: 512, n: 8300, b: 70, dtype: DType::BF16, ..base }.left_out(),
     ]

@@ -57,21 +57,33 @@ fn found(
     Found { contrast, gradients }
 }
 
-fn compare(what: &str, bound: Between, run: impl Fn() -> Found) -> bool {
+/// What is launched at least, and of how many rows' losses a side has a share.
+struct Expected {
+    launched: [&'static str; 2],
+    shares: [f64; 3],
+}
+
+fn compare(what: &str, bound: Between, of: impl Fn(&Found) -> Expected, run: impl Fn() -> Found) -> bool {
     let expected = run();
     let Some((got, launched)) = with_kernels(&run) else { return false };
     close(&format!("{what}: losses"), &got.contrast.per_row, &expected.contrast.per_row, bound.loss);
     close(&format!("{what}: lse"), &got.contrast.log_sum_exp, &expected.contrast.log_sum_exp, bound.loss);
     assert_eq!(got.contrast.anchors, expected.contrast.anchors, "{what}");
-    // Of the mean over the rows: a query has its own row's share.
-    let shares = [1.0 / expected.contrast.anchors as f64, 1.0, 1.0 / TAU];
-    let gradients = got.gradients.iter().zip(&expected.gradients).zip(shares);
+    let of = of(&expected);
+    let gradients = got.gradients.iter().zip(&expected.gradients).zip(of.shares);
     for (name, ((got, expected), share)) in ["queries", "keys", "temperature"].iter().zip(gradients) {
         close(&format!("{what}: gradient of the {name}"), got, expected, bound.gradient * share);
     }
-    assert!(launched.iter().any(|name| name.starts_with("contrast_rows")), "{launched:?}");
-    assert!(launched.iter().any(|name| name.starts_with("contrast_keys")), "{launched:?}");
+    for kernel in of.launched {
+        assert!(launched.iter().any(|name| name.starts_with(kernel)), "{what}: {launched:?}");
+    }
     true
+}
+
+/// Of the mean over the rows: a query has its own row's share.
+fn one_way(expected: &Found) -> Expected {
+    let shares = [1.0 / expected.contrast.anchors as f64, 1.0, 1.0 / TAU];
+    Expected { launched: ["contrast_rows", "contrast_keys"], shares }
 }
 
 #[test]
@@ -133,7 +145,7 @@ fn every_rule_gives_the_loss_and_the_gradients_of_the_cpu() {
             let bound = between_backends([n, dim, 7], TAU, map);
             let run =
                 || found([&queries, &keys, &temperature], |x, y, tau| contrast(x, y, tau, &pairs, &options));
-            if !compare(&format!("{name}, {other_positives:?}"), bound, run) {
+            if !compare(&format!("{name}, {other_positives:?}"), bound, one_way, run) {
                 return;
             }
         }
@@ -148,14 +160,56 @@ fn the_symmetric_form_is_that_of_the_cpu() {
     let near =
         Tensor::from_vec((0..n as u32 * 2).map(|i| i * 7 % 20).collect(), (n, 2), &Device::Cpu).unwrap();
     let mask = labels(n, 5, 5).to_dtype(DType::U8).unwrap();
-    for pairs in [Pairs::diagonal(), Pairs::neighbors(&near, None).valid(&mask)] {
-        let options = ContrastOptions::default();
-        let run =
-            || found([&x, &y, &temperature], |x, y, tau| contrast_symmetric(x, y, tau, &pairs, &options));
-        if !compare("symmetric", between_backends([n, dim, 0], TAU, None), run) {
-            return;
+    let (of_x, of_y) = (labels(n, 4, 6), labels(n, 4, 7));
+    let sets = |seed| Tensor::from_vec(data::labels(n * 2, 1 << 30, seed), (n, 2), &Device::Cpu).unwrap();
+    let (old_x, old_y) = (unit(n, 5, 8), unit(n, 5, 9));
+    // Each side has the means of both directions, half each.
+    let shares = [1.0, 1.0, 1.0 / TAU];
+    let one_pass = ["contrast_symmetric_sums", "contrast_symmetric_gradient"];
+    let all = [
+        ("diagonal", Pairs::diagonal(), one_pass, None),
+        ("neighbors", Pairs::neighbors(&near, None).valid(&mask), one_pass, None),
+        (
+            "labels",
+            Pairs::labels(&of_x, &of_y).ignore_same_id(&labels(n, 9, 1), &labels(n, 9, 2)),
+            one_pass,
+            None,
+        ),
+        ("bits", Pairs::bits(&sets(1), &sets(2), 16).credible_positives(&mask), one_pass, None),
+        (
+            "old embeddings",
+            Pairs::labels(&of_x, &of_y).affinity(&old_x, &old_y, AffinityMap::Half),
+            one_pass,
+            Some(AffinityMap::Half),
+        ),
+        ("all", Pairs::all(), ["contrast_rows", "contrast_keys"], None),
+    ];
+    for (name, pairs, launched, map) in all {
+        for other_positives in [OtherPositives::InDenominator, OtherPositives::LeftOut] {
+            let options = ContrastOptions {
+                other_positives,
+                normalizer: Normalizer::WeightSum,
+                ..ContrastOptions::default()
+            };
+            let run =
+                || found([&x, &y, &temperature], |x, y, tau| contrast_symmetric(x, y, tau, &pairs, &options));
+            let what = format!("symmetric, {name}, {other_positives:?}");
+            let of = |_: &Found| Expected { launched, shares };
+            if !compare(&what, between_backends([n, dim, 5], TAU, map), of, run) {
+                return;
+            }
         }
     }
+    // What is not tracked costs nothing.
+    let frozen = y.as_tensor().detach();
+    let run = || {
+        let tau = Temperature::Fixed(TAU);
+        let found = contrast_symmetric(&x, &frozen, &tau, &Pairs::diagonal(), &ContrastOptions::default());
+        found.unwrap().loss.backward().unwrap()
+    };
+    let (grads, launched) = with_kernels(run).unwrap();
+    assert!(grads.get(&x).is_some() && grads.get(&frozen).is_none());
+    assert!(!launched.iter().any(|name| name.starts_with("contrast_rows")), "{launched:?}");
 }
 
 #[test]

@@ -139,12 +139,12 @@ run_benches() {
 }
 
 run_peers() {
-    printf '\n## PyTorch on the same device\n\n' >> "$report"
+    printf '\n## PyTorch and other libraries on the same device\n\n' >> "$report"
     if ! python3 -c 'import torch; assert torch.cuda.is_available()' 2> /dev/null; then
         echo "Not run: python3 has no torch that sees the GPU." >> "$report"
         return
     fi
-    if ! run peers 900 python3 peers/device.py --table; then
+    if ! run peers 2400 python3 peers/device.py --table; then
         failures=$((failures + 1))
         echo "FAILED, see logs/peers.txt" >> "$report"
     fi

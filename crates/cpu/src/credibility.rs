@@ -11,12 +11,12 @@ mod groups;
 use rayon::prelude::*;
 
 use self::groups::Groups;
+pub use self::groups::Partition;
 use crate::{
     Error, Result, Rows,
     clusters::{
         Geometry,
         points::{Points, TILE, checked_norms},
-        segments::Segments,
     },
     sweep::{Found, Grid, Own, Rates, log_sum_exp_and_entropy, sweep},
 };
@@ -135,7 +135,45 @@ impl Default for Options<'_> {
     }
 }
 
+/// The limits of a [`Rule`], in nats.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Of the entropy.
+    pub entropy: Option<f64>,
+    /// Of −ln p_own.
+    pub suspicion: Option<f64>,
+}
+
 impl Options<'_> {
+    /// Checks the numbers among the choices.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for scales, limits and an m out of range.
+    pub fn check(&self) -> Result<()> {
+        check(self)
+    }
+
+    /// The rates of all centroids, from the distances of their rows.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for a scale that gives no positive rate in f32.
+    pub fn rates(&self, spreads: &[Spread]) -> Result<Rates> {
+        rates(self.scale, spreads)
+    }
+
+    /// What the rule compares with.
+    pub fn limits(&self, partition: &Partition) -> Limits {
+        let outcomes = self.nearest.map_or(usize::MAX, |m| m.max(1)).min(partition.groups());
+        let entropy = |limit: Limit| Some(limit.nats(outcomes));
+        let suspicion = |limit: Limit| Some(limit.nats(partition.labels.len()));
+        let (entropy, suspicion) = match self.rule {
+            Rule::Entropy(limit) => (entropy(limit), None),
+            Rule::OwnProbability(limit) => (None, suspicion(limit)),
+            Rule::Both { entropy: limit, own } => (entropy(limit), suspicion(own)),
+        };
+        Limits { entropy, suspicion }
+    }
+
     /// The published rule: plain means, v_k the class's variance with the median as its floor, H ≤ ½ ln K.
     #[must_use]
     pub fn published() -> Self {
@@ -198,36 +236,33 @@ pub fn credibility(points: Rows<'_>, labels: &[u32], options: &Options<'_>) -> R
     if labels.len() != n {
         return Err(Error::shape(OP, "labels", &[labels.len()], format!("[{n}], one label per row")));
     }
-    check(options)?;
+    options.check()?;
     let unit = options.geometry == Geometry::Spherical;
     let norms = checked_norms(OP, "points", &points, unit)?;
     let inverse: Option<Vec<f32>> = unit.then(|| norms.iter().map(|x| (1.0 / x.sqrt()) as f32).collect());
     drop(norms);
-    let segments = Segments::by_label(labels);
-    let groups = Groups::new(&points, inverse.as_deref(), &segments, options)?;
+    let partition = Partition::new(labels, &options.centers)?;
+    let groups = Groups::new(&points, inverse.as_deref(), &partition, options);
     let members: Vec<u32> = (0..n as u32).collect();
     let rows = Points::new(&points, &members, inverse.as_deref());
 
-    let rates = rates(options.scale, &groups, &own_distances(&rows, &groups))?;
-    let grid = Grid::new(&groups.centroids, d, rates);
-    let width = options.nearest.unwrap_or(0).min(groups.len());
-    let entropy_outcomes = if width == 0 { groups.len() } else { width };
-    let (entropy_limit, suspicion_limit) = match options.rule {
-        Rule::Entropy(limit) => (Some(limit.nats(entropy_outcomes)), None),
-        Rule::OwnProbability(limit) => (None, Some(limit.nats(segments.len()))),
-        Rule::Both { entropy, own } => (Some(entropy.nats(entropy_outcomes)), Some(own.nats(segments.len()))),
-    };
+    let distances = own_distances(&rows, &groups);
+    let spreads: Vec<Spread> =
+        (0..partition.groups()).map(|g| Spread::of(partition.rows_of(g), &distances)).collect();
+    let grid = Grid::new(&groups.centroids, d, options.rates(&spreads)?);
+    let width = options.nearest.unwrap_or(0).min(partition.groups());
+    let limits = options.limits(&partition);
     let found = sweep(
         &rows,
         &grid,
         width,
         |i, x| Own { columns: groups.columns(i), squared: groups.own_squared(i, x) },
-        |_, _, own, found| judge(&grid, &own, &found, &groups),
+        |_, _, own, found| judge(&grid, &own, &found, &partition),
     );
     let believed = |row: &Judged, i: usize| {
-        entropy_limit.is_none_or(|limit| row.entropy <= limit)
-            && suspicion_limit.is_none_or(|limit| row.suspicion <= limit || segments.len() == 1)
-            && (!options.reject_other_class || row.class == segments.class_of[i] as usize)
+        limits.entropy.is_none_or(|limit| row.entropy <= limit)
+            && limits.suspicion.is_none_or(|limit| row.suspicion <= limit || partition.labels.len() == 1)
+            && (!options.reject_other_class || row.class == partition.class_of_row[i] as usize)
     };
     Ok(Credibility {
         credible: found.iter().enumerate().map(|(i, row)| u8::from(believed(row, i))).collect(),
@@ -236,9 +271,9 @@ pub fn credibility(points: Rows<'_>, labels: &[u32], options: &Options<'_>) -> R
         suspicion: found.iter().map(|row| row.suspicion as f32).collect(),
         margin: found.iter().map(|row| row.margin).collect(),
         closer: found.iter().map(|row| row.closer).collect(),
-        predicted: found.iter().map(|row| segments.labels[row.class]).collect(),
-        entropy_limit,
-        suspicion_limit,
+        predicted: found.iter().map(|row| partition.labels[row.class]).collect(),
+        entropy_limit: limits.entropy,
+        suspicion_limit: limits.suspicion,
     })
 }
 
@@ -251,7 +286,7 @@ struct Judged {
     class: usize,
 }
 
-fn judge(grid: &Grid, own: &Own, found: &Found, groups: &Groups) -> Judged {
+fn judge(grid: &Grid, own: &Own, found: &Found, partition: &Partition) -> Judged {
     let score = |k: usize, squared: f32| grid.score(k, squared);
     let scores: Vec<f32> =
         own.columns.clone().zip(&own.squared).map(|(k, squared)| score(k, *squared)).collect();
@@ -268,12 +303,12 @@ fn judge(grid: &Grid, own: &Own, found: &Found, groups: &Groups) -> Judged {
         suspicion: (found.log_sum_exp - own_lse).max(0.0),
         margin: nearest.sqrt() - found.other.sqrt(),
         closer: found.closer,
-        class: groups.class_of(found.best as usize),
+        class: partition.class_of(found.best as usize),
     }
 }
 
 /// The distance of every row to the centroid that it belongs to, left out of it where it can be.
-fn own_distances(rows: &Points<'_>, groups: &Groups) -> Vec<f64> {
+fn own_distances(rows: &Points<'_>, groups: &Groups<'_>) -> Vec<f64> {
     let mut out = vec![0.0f64; rows.len()];
     out.par_chunks_mut(TILE).enumerate().for_each_init(Vec::new, |buffer, (t, out)| {
         let first = t * TILE;
@@ -295,36 +330,54 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-fn variance(values: &[f64]) -> f64 {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n
+/// The distances of a centroid's rows to it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Spread {
+    /// How many rows.
+    pub rows: usize,
+    /// The mean of their distances.
+    pub mean: f64,
+    /// The variance of their distances, divided by their number.
+    pub variance: f64,
 }
 
-fn rates(scale: Scale, groups: &Groups, own: &[f64]) -> Result<Rates> {
-    let k = groups.len();
-    let same = |rate: f64, squared| Rates { rates: vec![rate as f32; k], squared };
+impl Spread {
+    fn of(rows: &[u32], distances: &[f64]) -> Self {
+        let n = rows.len().max(1) as f64;
+        let far = || rows.iter().map(|row| distances[*row as usize]);
+        let mean = far().sum::<f64>() / n;
+        let variance = far().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+        Self { rows: rows.len(), mean, variance }
+    }
+
+    /// The spread of all rows together.
+    fn joined(spreads: &[Self]) -> Self {
+        let rows = spreads.iter().map(|s| s.rows).sum::<usize>();
+        let weighed = |f: &dyn Fn(&Self) -> f64| {
+            spreads.iter().map(|s| s.rows as f64 * f(s)).sum::<f64>() / rows.max(1) as f64
+        };
+        let mean = weighed(&|s| s.mean);
+        Self { rows, mean, variance: weighed(&|s| s.variance + (s.mean - mean).powi(2)) }
+    }
+}
+
+fn rates(scale: Scale, spreads: &[Spread]) -> Result<Rates> {
+    let same = |rate: f64, squared| Rates { rates: vec![rate as f32; spreads.len()], squared };
     // Variance of each centroid's own distances; none for a single row.
-    let spread: Vec<Option<f64>> = (0..k)
-        .map(|g| {
-            let members = groups.members(g);
-            let far: Vec<f64> = members.iter().map(|i| own[*i as usize]).collect();
-            (members.len() > 1).then(|| variance(&far))
-        })
-        .collect();
-    let known = || spread.iter().flatten().copied();
-    let mean = own.iter().sum::<f64>() / own.len().max(1) as f64;
+    let spread = || spreads.iter().map(|s| (s.rows > 1).then_some(s.variance));
+    let all = Spread::joined(spreads);
+    let mean = all.mean;
     // Rounding alone gives equal distances a variance of about (2⁻²⁴ d)²; below 10⁻¹² d² it is no scale.
     let usable = |v: f64| v > 1e-12 * mean * mean;
-    let fallback =
-        || [variance(own), 0.01 * mean * mean, 1.0].into_iter().find(|v| usable(*v)).unwrap_or(1.0);
-    let shared = || Some(median(known().collect())).filter(|v| usable(*v)).unwrap_or_else(fallback);
+    let fallback = || [all.variance, 0.01 * mean * mean, 1.0].into_iter().find(|v| usable(*v)).unwrap_or(1.0);
+    let shared =
+        || Some(median(spread().flatten().collect())).filter(|v| usable(*v)).unwrap_or_else(fallback);
     let rates = match scale {
         Scale::SharedDeviation => same(1.0 / shared().sqrt(), false),
         Scale::SharedVariance => same(1.0 / shared(), false),
         Scale::ClassVariance { floor } => {
             let floor = floor.unwrap_or_else(shared);
-            let rates = spread.iter().map(|v| (1.0 / v.unwrap_or(0.0).max(floor)) as f32).collect();
+            let rates = spread().map(|v| (1.0 / v.unwrap_or(0.0).max(floor)) as f32).collect();
             Rates { rates, squared: false }
         }
         Scale::Exponential { rate } => same(rate, false),

@@ -13,6 +13,7 @@ pub mod clusters;
 pub mod contrast;
 pub mod credibility;
 pub mod discrimination;
+pub mod divergence;
 mod error;
 pub mod gathered;
 pub mod neighbors;

@@ -1,13 +1,18 @@
 //! Soft assignment of points to centroids with its entropy, streamed over the centroids.
 
+mod centroids;
+
 use crate::{
     Error, Result, Rows,
     clusters::{
         Geometry,
         points::{Points, checked_norms},
     },
-    sweep::{Grid, Own, Rates, log_sum_exp_and_entropy, sweep},
+    sweep::{Grid, Own, log_sum_exp_and_entropy, sweep},
 };
+
+pub use crate::sweep::Rates;
+pub use centroids::{SoftCentroids, refuse_nearest, soft_centroids};
 
 const OP: &str = "soft_assignment";
 
@@ -40,6 +45,39 @@ pub struct Options<'a> {
     pub affinity: Affinity<'a>,
     /// Only the m nearest centroids of each row count (all when m exceeds their number), or all.
     pub nearest: Option<usize>,
+}
+
+impl Options<'_> {
+    /// Checks the shapes `[N, D]` of the points and `[K, D]` of the centroids, and m.
+    ///
+    /// # Errors
+    /// [`Error::Empty`], [`Error::Shape`] and [`Error::Range`].
+    pub fn check(&self, [n, d]: [usize; 2], [k, columns]: [usize; 2]) -> Result<()> {
+        for (argument, rows) in [("points", n), ("centroids", k)] {
+            if rows == 0 {
+                return Err(Error::Empty { op: OP, argument });
+            }
+            if rows > u32::MAX as usize {
+                return Err(Error::range(OP, argument, format!("{rows} rows"), "fewer than 2^32 rows"));
+            }
+        }
+        if d == 0 || columns != d {
+            let expected = format!("[{k}, {d}] with at least one column, as the points have");
+            return Err(Error::shape(OP, "centroids", &[k, columns], expected));
+        }
+        if self.nearest == Some(0) {
+            return Err(Error::range(OP, "nearest", 0, "at least one centroid"));
+        }
+        Ok(())
+    }
+
+    /// The rates of `k` centroids.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of scales, [`Error::Range`] for a rate or scale that is not positive.
+    pub fn rates(&self, k: usize) -> Result<Rates> {
+        rates(self.affinity, k)
+    }
 }
 
 /// Soft assignment of `N` points to `K` centroids.
@@ -76,23 +114,22 @@ pub fn soft_assignment(
     centroids: Rows<'_>,
     options: &Options<'_>,
 ) -> Result<SoftAssignment> {
+    with_grid(points, centroids, options, |points, grid| {
+        let width = options.nearest.map_or(0, |m| m.min(grid.k));
+        collected(width, assigned(points, grid, width))
+    })
+}
+
+/// Checks and measures both sides, and calls `f` with the rows and the centroids as they are compared.
+fn with_grid<R>(
+    points: Rows<'_>,
+    centroids: Rows<'_>,
+    options: &Options<'_>,
+    f: impl FnOnce(&Points<'_>, &Grid) -> R,
+) -> Result<R> {
     let (n, d, k) = (points.rows(), points.cols(), centroids.rows());
-    for (argument, rows) in [("points", n), ("centroids", k)] {
-        if rows == 0 {
-            return Err(Error::Empty { op: OP, argument });
-        }
-        if rows > u32::MAX as usize {
-            return Err(Error::range(OP, argument, format!("{rows} rows"), "fewer than 2^32 rows"));
-        }
-    }
-    if d == 0 || centroids.cols() != d {
-        let expected = format!("[{k}, {d}] with at least one column, as the points have");
-        return Err(Error::shape(OP, "centroids", &[k, centroids.cols()], expected));
-    }
-    if options.nearest == Some(0) {
-        return Err(Error::range(OP, "nearest", 0, "at least one centroid"));
-    }
-    let rates = rates(options.affinity, k)?;
+    options.check([n, d], [k, centroids.cols()])?;
+    let rates = options.rates(k)?;
     let unit = options.geometry == Geometry::Spherical;
     let inverse = inverse_norms("points", &points, unit)?;
     let center_inverse = inverse_norms("centroids", &centroids, unit)?;
@@ -107,11 +144,16 @@ pub fn soft_assignment(
     let grid = Grid::new(&centers, d, rates);
     drop(centers);
     let members: Vec<u32> = (0..n as u32).collect();
-    let points = Points::new(&points, &members, inverse.as_deref());
-    let width = options.nearest.map_or(0, |m| m.min(k));
-    let rows = sweep(
-        &points,
-        &grid,
+    Ok(f(&Points::new(&points, &members, inverse.as_deref()), &grid))
+}
+
+/// What is found of a row: lse, entropy, the best centroid and its score, and the list of the nearest.
+type Assigned = (f64, f64, u32, f32, Vec<(u32, f32)>);
+
+fn assigned(points: &Points<'_>, grid: &Grid, width: usize) -> Vec<Assigned> {
+    sweep(
+        points,
+        grid,
         width,
         |_, _| Own::default(),
         |_, _, _, found| {
@@ -131,7 +173,11 @@ pub fn soft_assignment(
                 .collect();
             (lse, entropy, best.unwrap_or(0), top, list)
         },
-    );
+    )
+}
+
+fn collected(width: usize, rows: Vec<Assigned>) -> SoftAssignment {
+    let n = rows.len();
     let mut out = SoftAssignment {
         log_sum_exp: Vec::with_capacity(n),
         entropy: Vec::with_capacity(n),
@@ -151,7 +197,7 @@ pub fn soft_assignment(
             out.probabilities.push(p);
         }
     }
-    Ok(out)
+    out
 }
 
 fn inverse_norms(argument: &'static str, rows: &Rows<'_>, unit: bool) -> Result<Option<Vec<f32>>> {

@@ -26,11 +26,13 @@ const PADDED_ROWS: usize = 16;
 const CANCELS: f32 = 1.0 / 64.0;
 const LANES: usize = 16;
 
-/// s_k = −rate_k·d or −rate_k·d²; the rate already holds the scale.
-#[derive(Debug, Clone)]
-pub(crate) struct Rates {
-    pub(crate) rates: Vec<f32>,
-    pub(crate) squared: bool,
+/// How distances to centroids become scores: s_k = −rate_k·d or −rate_k·d².
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rates {
+    /// One positive rate per centroid.
+    pub rates: Vec<f32>,
+    /// Whether the score falls with the squared distance.
+    pub squared: bool,
 }
 
 /// Centroids, padded for the products.
@@ -63,6 +65,55 @@ impl Grid {
 
     pub(crate) fn row(&self, k: usize) -> &[f32] {
         &self.data[k * self.d..(k + 1) * self.d]
+    }
+
+    /// The products of a tile of rows with the centroids from `first` on, where distances come from them.
+    fn products(
+        &self,
+        (x, ld): (&[f32], usize),
+        rows: usize,
+        first: usize,
+        columns: usize,
+        scores: &mut Vec<f32>,
+    ) {
+        let d = self.d;
+        scores.clear();
+        scores.resize(rows * columns, 0.0);
+        if self.k >= FEW {
+            tile::scores((rows, columns, d), (x, ld), (&self.data[first * d..], d), (scores, columns));
+        }
+    }
+
+    /// Turns the products of a row of squared norm `norm` into squared distances; a whole number of lanes.
+    #[inline(always)]
+    fn squares_inline(&self, x: &[f32], norm: f32, first: usize, scores: &mut [f32]) {
+        let norms = &self.norms[first..first + scores.len()];
+        if self.k >= FEW {
+            let mut cancels = [0u32; LANES];
+            for (s, n) in scores.chunks_exact_mut(LANES).zip(norms.chunks_exact(LANES)) {
+                for l in 0..LANES {
+                    let sum = norm + n[l];
+                    let squared = (-2.0f32).mul_add(s[l], sum).max(0.0);
+                    cancels[l] |= u32::from(squared < CANCELS * sum);
+                    s[l] = squared;
+                }
+            }
+            if cancels.iter().any(|c| *c != 0) {
+                for (j, s) in scores.iter_mut().enumerate() {
+                    if *s < CANCELS * (norm + norms[j]) && first + j < self.k {
+                        *s = squared_distance_inline(x, self.row(first + j)) as f32;
+                    }
+                }
+            }
+        } else {
+            for (j, s) in scores.iter_mut().enumerate() {
+                *s = if first + j < self.k {
+                    squared_distance_inline(x, self.row(first + j)) as f32
+                } else {
+                    f32::INFINITY
+                };
+            }
+        }
     }
 
     /// s at squared distance `squared`.
@@ -189,17 +240,8 @@ fn one_tile<R>(
     take: &impl Fn(usize, &[f32], Own, Found) -> R,
 ) -> Vec<R> {
     let (d, count) = (grid.d, rows.len());
-    let (x, ld) = points.tile(rows.clone(), &mut scratch.buffer);
-    let mut padded;
-    let (x, ld) = if count < PADDED_ROWS {
-        padded = vec![0.0f32; PADDED_ROWS * d];
-        for i in 0..count {
-            padded[i * d..(i + 1) * d].copy_from_slice(&x[i * ld..i * ld + d]);
-        }
-        (&padded[..], d)
-    } else {
-        (x, ld)
-    };
+    let (buffer, mut padded) = (&mut scratch.buffer, Vec::new());
+    let (x, ld) = padded_tile(points, rows.clone(), (buffer, &mut padded));
     let row = |i: usize| &x[i * ld..i * ld + d];
     let norm = |i: usize| simd::squared_norm(row(i)) as f32;
     let mut states: Vec<State> =
@@ -207,18 +249,7 @@ fn one_tile<R>(
     let product_rows = count.max(PADDED_ROWS);
     for first in (0..grid.norms.len()).step_by(COLUMNS) {
         let columns = COLUMNS.min(grid.norms.len() - first);
-        if grid.k >= FEW {
-            scratch.scores.resize(product_rows * columns, 0.0);
-            tile::scores(
-                (product_rows, columns, d),
-                (x, ld),
-                (&grid.data[first * d..], d),
-                (&mut scratch.scores, columns),
-            );
-        } else {
-            scratch.scores.clear();
-            scratch.scores.resize(product_rows * columns, 0.0);
-        }
+        grid.products((x, ld), product_rows, first, columns, &mut scratch.scores);
         for (i, state) in states.iter_mut().enumerate() {
             let scores = &mut scratch.scores[i * columns..(i + 1) * columns];
             simd::dispatch(
@@ -235,6 +266,103 @@ fn one_tile<R>(
             take(rows.start + i, row(i), own, found)
         })
         .collect()
+}
+
+/// A tile of rows, short ones padded so that products take the same path.
+fn padded_tile<'a>(
+    points: &'a Points<'_>,
+    rows: Range<usize>,
+    (buffer, padded): (&'a mut Vec<f32>, &'a mut Vec<f32>),
+) -> (&'a [f32], usize) {
+    let (d, count) = (points.dim(), rows.len());
+    let (x, ld) = points.tile(rows, buffer);
+    if count >= PADDED_ROWS {
+        return (x, ld);
+    }
+    padded.clear();
+    padded.resize(PADDED_ROWS * d, 0.0);
+    for i in 0..count {
+        padded[i * d..(i + 1) * d].copy_from_slice(&x[i * ld..i * ld + d]);
+    }
+    (padded, d)
+}
+
+/// Parts of the rows whose weighed sums are taken apart, at most.
+const MOST_PARTS: usize = 8;
+
+/// Σ_i r_ik x_i `[K, D]` and Σ_i r_ik `[K]` with r_ik = e^{s_ik − lse_i}. Products and sums of a tile of rows are f32, sums over
+/// tiles f64; parts of the rows, counted by their number alone, are added in their order.
+pub(crate) fn weighed_sums(points: &Points<'_>, grid: &Grid, lse: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let n = points.len();
+    let each = n.div_ceil(MOST_PARTS).next_multiple_of(ROWS);
+    let parts: Vec<(Vec<f64>, Vec<f64>)> = (0..n.div_ceil(each))
+        .into_par_iter()
+        .map(|part| {
+            let mut all = (vec![0.0f64; grid.k * grid.d], vec![0.0f64; grid.k]);
+            let (mut scratch, mut added) = (Scratch::default(), Vec::new());
+            let end = n.min((part + 1) * each);
+            for first in (part * each..end).step_by(ROWS) {
+                let rows = first..end.min(first + ROWS);
+                add_tile(points, grid, (rows.clone(), &lse[rows]), (&mut scratch, &mut added), &mut all);
+            }
+            all
+        })
+        .collect();
+    let mut parts = parts.into_iter();
+    let mut whole = parts.next().unwrap_or_default();
+    for (sums, mass) in parts {
+        whole.0.iter_mut().zip(sums).for_each(|(a, b)| *a += b);
+        whole.1.iter_mut().zip(mass).for_each(|(a, b)| *a += b);
+    }
+    whole
+}
+
+fn add_tile(
+    points: &Points<'_>,
+    grid: &Grid,
+    (rows, lse): (Range<usize>, &[f64]),
+    (scratch, added): (&mut Scratch, &mut Vec<f32>),
+    (sums, mass): &mut (Vec<f64>, Vec<f64>),
+) {
+    let (d, count) = (grid.d, rows.len());
+    let mut padded = Vec::new();
+    let (x, ld) = padded_tile(points, rows, (&mut scratch.buffer, &mut padded));
+    let product_rows = count.max(PADDED_ROWS);
+    for first in (0..grid.norms.len()).step_by(COLUMNS) {
+        let columns = COLUMNS.min(grid.norms.len() - first);
+        grid.products((x, ld), product_rows, first, columns, &mut scratch.scores);
+        // What pads the tile has no weight.
+        scratch.scores[count * columns..].fill(0.0);
+        for (i, lse) in lse.iter().enumerate() {
+            let (row, weights) =
+                (&x[i * ld..i * ld + d], &mut scratch.scores[i * columns..(i + 1) * columns]);
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    grid.squares_inline(row, simd::squared_norm_inline(row) as f32, first, weights);
+                    for (j, weight) in weights.iter_mut().enumerate() {
+                        let score = score_inline(grid.rates[first + j], grid.squared, *weight);
+                        *weight = simd::exp_inline(((f64::from(score) - lse) as f32).max(-200.0));
+                    }
+                },
+            );
+        }
+        let shown = columns.min(grid.k - first);
+        for i in 0..count {
+            let weights = &scratch.scores[i * columns..i * columns + shown];
+            mass[first..first + shown].iter_mut().zip(weights).for_each(|(m, w)| *m += f64::from(*w));
+        }
+        added.clear();
+        added.resize(columns * d, 0.0);
+        tile::accumulate_transposed(
+            (product_rows, columns, d),
+            (&scratch.scores, columns),
+            (x, ld),
+            (added, d),
+        );
+        let to = &mut sums[first * d..(first + shown) * d];
+        to.iter_mut().zip(added.iter()).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
 }
 
 /// A row on its way over the tiles of centroids.
@@ -272,33 +400,7 @@ impl State {
     /// in. `scores` is a whole number of lanes.
     #[inline(always)]
     fn block_inline(&mut self, grid: &Grid, x: &[f32], first: usize, scores: &mut [f32]) {
-        let norms = &grid.norms[first..first + scores.len()];
-        if grid.k >= FEW {
-            let mut cancels = [0u32; LANES];
-            for (s, n) in scores.chunks_exact_mut(LANES).zip(norms.chunks_exact(LANES)) {
-                for l in 0..LANES {
-                    let sum = self.norm + n[l];
-                    let squared = (-2.0f32).mul_add(s[l], sum).max(0.0);
-                    cancels[l] |= u32::from(squared < CANCELS * sum);
-                    s[l] = squared;
-                }
-            }
-            if cancels.iter().any(|c| *c != 0) {
-                for (j, s) in scores.iter_mut().enumerate() {
-                    if *s < CANCELS * (self.norm + norms[j]) && first + j < grid.k {
-                        *s = squared_distance_inline(x, grid.row(first + j)) as f32;
-                    }
-                }
-            }
-        } else {
-            for (j, s) in scores.iter_mut().enumerate() {
-                *s = if first + j < grid.k {
-                    squared_distance_inline(x, grid.row(first + j)) as f32
-                } else {
-                    f32::INFINITY
-                };
-            }
-        }
+        grid.squares_inline(x, self.norm, first, scores);
         if !self.own.columns.is_empty() {
             self.compare_inline(first, scores);
         }

@@ -24,7 +24,8 @@ const PLACE: &str = "data/emoji-id/emoji-id.bin";
 /// # Errors
 /// [`Error::PackNotFound`] with all the places that were tried, else as [`emoji_id_from`].
 pub fn emoji_id() -> Result<Dataset> {
-    emoji_id_from(&find(std::env::var_os(EMOJI_ID_VARIABLE).map(PathBuf::from))?)
+    let named = std::env::var_os(EMOJI_ID_VARIABLE).map(PathBuf::from);
+    emoji_id_from(&find(named, PLACE, EMOJI_ID_VARIABLE)?)
 }
 
 /// Loads Emoji-ID, or another pack of the same format, from a file.
@@ -46,17 +47,18 @@ pub fn emoji_id_from(path: &Path) -> Result<Dataset> {
     Ok(split(header, &pixels))
 }
 
-fn find(named: Option<PathBuf>) -> Result<PathBuf> {
+/// Where a file of the repository is: at the named path, else at its place.
+pub(crate) fn find(named: Option<PathBuf>, place: &str, variable: &'static str) -> Result<PathBuf> {
     let tried = match named {
         Some(path) => vec![path],
         None => {
             let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
-            repository.map(|root| root.join(PLACE)).into_iter().chain([PathBuf::from(PLACE)]).collect()
+            repository.map(|root| root.join(place)).into_iter().chain([PathBuf::from(place)]).collect()
         }
     };
     match tried.iter().find(|path| path.is_file()) {
         Some(path) => Ok(path.clone()),
-        None => Err(Error::PackNotFound { tried, variable: EMOJI_ID_VARIABLE }),
+        None => Err(Error::PackNotFound { tried, variable }),
     }
 }
 
@@ -112,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_named_pack_that_is_missing_is_not_replaced_by_another() {
-        let error = find(Some("/nonexistent/pack.bin".into())).unwrap_err();
+        let error = find(Some("/nonexistent/pack.bin".into()), PLACE, EMOJI_ID_VARIABLE).unwrap_err();
         let message = error.to_string();
         assert!(matches!(&error, Error::PackNotFound { tried, .. } if tried.len() == 1));
         for part in ["/nonexistent/pack.bin", "CONSONANCE_EMOJI_ID", "tools/emoji-id.sh"] {

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The Emoji-ID pack is nowhere to be found.
+    /// A file that ships with the repository is nowhere to be found: the Emoji-ID pack, or the captions.
     #[error(
-        "the Emoji-ID pack was not found; looked at {}. Run from a checkout of the repository (the pack is \
-         `data/emoji-id/emoji-id.bin`), set the environment variable {variable} to its path, or rebuild it \
-         with `tools/emoji-id.sh`",
+        "data of the repository were not found; looked at {}. Run from a checkout of the repository (the files are \
+         below `data/`), set the environment variable {variable} to the file's path, or rebuild it with \
+         `tools/emoji-id.sh` or `tools/emoji-captions.sh`",
         list(.tried)
     )]
     PackNotFound {
@@ -24,6 +24,14 @@ pub enum Error {
     /// A file is not an intact pack: foreign, truncated, damaged, or of another version.
     #[error("{}: not an intact image pack: {reason}", .path.display())]
     Pack {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A file is not a table of captions.
+    #[error("{}: not a table of captions: {reason}", .path.display())]
+    Captions {
         /// The file.
         path: PathBuf,
         /// What does not fit.

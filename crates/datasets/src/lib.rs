@@ -20,12 +20,14 @@
 //! # }
 //! ```
 
+mod captions;
 mod dataset;
 mod emoji;
 mod error;
 mod market;
 pub mod pack;
 
+pub use captions::{Caption, Captions, EMOJI_CAPTIONS_VARIABLE, emoji_captions, emoji_captions_from};
 pub use dataset::{Dataset, Identity, Item, Role, Split, order_key};
 pub use emoji::{EMOJI_ID_VARIABLE, emoji_id, emoji_id_from};
 pub use error::{Error, Result};

@@ -6,6 +6,10 @@
 //!
 //! Each method is in its published form with its published defaults; its module states the formula and the source.
 //! [`Procrustes`] is the post-hoc adapter that needs no training of the new model at all.
+//!
+//! Beside them stand published systems on the same operations, each with its own configuration: mutual contrastive learning
+//! ([`MutualBatch`], [`MutualBank`], [`MutualQueue`]), multimodal contrastive training ([`Multimodal`]), and the contrast of
+//! video and speech with self-paced negatives ([`VideoSpeech`]).
 
 mod adv_bct;
 mod bct;
@@ -16,12 +20,18 @@ mod error;
 mod hot_refresh;
 mod l2;
 mod lce;
+mod margins;
 mod method;
 mod mix_bct;
+mod momentum;
+mod multimodal;
+mod mutual;
 mod neighborhood_consensus;
 mod procrustes;
+mod queue;
 mod tensors;
 mod uni_bct;
+mod video_speech;
 
 pub use adv_bct::{AdvBct, AdvBctConfig};
 pub use bct::{Bct, BctConfig, BctTargets};
@@ -34,9 +44,19 @@ pub use l2::{L2, L2Config, L2Form};
 pub use lce::{Lce, LceConfig};
 pub use method::{Batch, CompatibleMethod, MethodConfig, OldBank, State, Terms, build};
 pub use mix_bct::{MixBct, MixBctConfig};
+pub use momentum::MomentumEncoder;
+pub use multimodal::{ContrastTerm, InterModal, Multimodal, MultimodalConfig, Streams, TagTerm, tag_sets};
+pub use mutual::{
+    IndexLists, LogitDistillation, LogitStudents, MutualBank, MutualBatch, MutualContrastConfig, MutualQueue,
+    logit_distillation,
+};
 pub use neighborhood_consensus::{
     CredibilityConfig, CredibilityRule, CredibilityScope, Discrimination, Keys, NeighborhoodConsensus,
     NeighborhoodConsensusConfig, Normalization, OtherTeachers, Positives, Weights,
 };
 pub use procrustes::Procrustes;
 pub use uni_bct::{UniBct, UniBctConfig, UniBctStart};
+pub use video_speech::{
+    OrderConfig, OrderHead, PairAdmission, PairAffinity, SampleWeights, VideoSpeech, VideoSpeechBatch,
+    VideoSpeechConfig, VideoSpeechForm,
+};

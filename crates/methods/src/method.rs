@@ -6,6 +6,7 @@ use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::tensors::{check_labels, check_rows};
 use crate::{
     AdvBct, AdvBctConfig, Bct, BctConfig, CosineClassifier, HotRefresh, HotRefreshConfig, L2, L2Config,
 };
@@ -40,30 +41,14 @@ impl Batch<'_> {
     /// # Errors
     /// [`Error::Argument`] naming the tensor that does not fit.
     pub fn check(&self, method: &'static str) -> Result<[usize; 3]> {
-        let float = |argument, tensor: &Tensor| match (tensor.dims(), tensor.dtype()) {
-            (&[rows, cols], DType::F32) if rows > 0 && cols > 0 => Ok((rows, cols)),
-            (dims, dtype) => {
-                let got = format!("{dims:?} of {dtype:?}");
-                Err(Error::argument(method, argument, got, "a matrix of f32 with at least one row"))
-            }
-        };
-        let (rows, new) = float("new", self.new)?;
-        let (old_rows, old) = float("old", self.old)?;
+        let (rows, new) = check_rows(method, "new", self.new)?;
+        let (old_rows, old) = check_rows(method, "old", self.old)?;
         if old_rows != rows {
             let expected = format!("one row for each of {rows} rows of `new`");
             return Err(Error::argument(method, "old", format!("{old_rows} rows"), expected));
         }
-        // A rectifier would turn NaN into 0 and hide it; rows of unit norm cannot overflow a sum.
-        for (argument, tensor) in [("new", self.new), ("old", self.old)] {
-            if !tensor.detach().sum_all()?.to_scalar::<f32>()?.is_finite() {
-                return Err(Error::argument(method, argument, "not finite", "finite rows of unit norm"));
-            }
-        }
         for (argument, tensor) in [("labels", self.labels), ("indices", self.indices)] {
-            if tensor.dims() != [rows] || tensor.dtype() != DType::U32 {
-                let got = format!("{:?} of {:?}", tensor.dims(), tensor.dtype());
-                return Err(Error::argument(method, argument, got, format!("[{rows}] of U32")));
-            }
+            check_labels(method, argument, tensor, rows)?;
         }
         Ok([rows, new, old])
     }

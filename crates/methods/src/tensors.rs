@@ -21,6 +21,40 @@ pub(crate) fn unit_rows(x: &Tensor) -> Result<Tensor> {
     Ok(x.broadcast_div(&norms)?)
 }
 
+/// Checks a matrix of finite f32 rows, and returns its shape.
+pub(crate) fn check_rows(
+    method: &'static str,
+    argument: &'static str,
+    tensor: &Tensor,
+) -> Result<(usize, usize)> {
+    let shape = match (tensor.dims(), tensor.dtype()) {
+        (&[rows, cols], DType::F32) if rows > 0 && cols > 0 => (rows, cols),
+        (dims, dtype) => {
+            let got = format!("{dims:?} of {dtype:?}");
+            return Err(Error::argument(method, argument, got, "a matrix of F32 with at least one row"));
+        }
+    };
+    // Rows of unit norm cannot overflow a sum; NaN and infinities stay in it.
+    if !tensor.detach().sum_all()?.to_scalar::<f32>()?.is_finite() {
+        return Err(Error::argument(method, argument, "not finite", "finite rows of unit norm"));
+    }
+    Ok(shape)
+}
+
+/// Checks a vector of u32 labels, one a row.
+pub(crate) fn check_labels(
+    method: &'static str,
+    argument: &'static str,
+    labels: &Tensor,
+    rows: usize,
+) -> Result<()> {
+    if labels.dims() == [rows] && labels.dtype() == DType::U32 {
+        return Ok(());
+    }
+    let got = format!("{:?} of {:?}", labels.dims(), labels.dtype());
+    Err(Error::argument(method, argument, got, format!("[{rows}] of U32")))
+}
+
 /// A scalar zero: the value of a term that no row contributes to.
 pub(crate) fn zero(device: &Device) -> Result<Tensor> {
     Ok(Tensor::zeros((), DType::F32, device)?)

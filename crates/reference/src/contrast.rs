@@ -116,6 +116,15 @@ impl Pairs {
         })
     }
 
+    /// Multiplies the denominator weights of pairs that are not positive by u_ij. Call it after the positives are known.
+    pub fn paced(self, weight: impl Fn(usize, usize) -> f64) -> Self {
+        self.change(|i, j, positive, _, u| {
+            if !*positive {
+                *u *= weight(i, j);
+            }
+        })
+    }
+
     /// The same pairs with queries and keys exchanged; denominators do not carry over where they differ by key.
     pub fn transposed(&self) -> Self {
         let at = |t: usize| (t % self.queries) * self.keys + t / self.queries;

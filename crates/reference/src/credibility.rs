@@ -72,11 +72,27 @@ pub fn credibility(
     scale: Scale,
     m: Option<usize>,
 ) -> Credibility {
+    of_groups((x, d), labels, labels, unit, leave_one_out, scale, m)
+}
+
+/// The same with several centroids a class: the means of the rows of each group. A group has rows of one class, and numbers
+/// of groups ascend with the labels of their classes. A row alone in its group is compared with the others of its class.
+#[must_use]
+pub fn of_groups(
+    (x, d): (&[f64], usize),
+    labels: &[u32],
+    group_of: &[u32],
+    unit: bool,
+    leave_one_out: bool,
+    scale: Scale,
+    m: Option<usize>,
+) -> Credibility {
     let x = if unit { unit_rows(x, d) } else { x.to_vec() };
-    let classes = classes(labels);
+    let classes = classes(group_of);
     let k = classes.len();
+    let label_of: Vec<u32> = classes.iter().map(|(_, rows)| labels[rows[0]]).collect();
     let centroids: Vec<Vec<f64>> = classes.iter().map(|(_, rows)| mean(rows, &x, d, unit)).collect();
-    let own = |i: usize| classes.iter().position(|(label, _)| *label == labels[i]).unwrap_or(0);
+    let own = |i: usize| classes.iter().position(|(group, _)| *group == group_of[i]).unwrap_or(0);
     let squared: Vec<Vec<f64>> = (0..labels.len())
         .map(|i| {
             let row = &x[i * d..(i + 1) * d];
@@ -84,6 +100,10 @@ pub fn credibility(
             let others: Vec<usize> = classes[own(i)].1.iter().copied().filter(|j| *j != i).collect();
             if leave_one_out && !others.is_empty() {
                 far[own(i)] = squared_distance(row, &mean(&others, &x, d, unit));
+            }
+            if leave_one_out && others.is_empty() && label_of.iter().filter(|l| **l == labels[i]).count() > 1
+            {
+                far[own(i)] = f64::INFINITY;
             }
             far
         })
@@ -123,16 +143,18 @@ pub fn credibility(
         scores: Vec::new(),
     };
     for (i, far) in squared.iter().enumerate() {
-        let own = own(i);
+        let is_own = |k: usize| label_of[k] == labels[i];
         let scores: Vec<f64> = far.iter().enumerate().map(|(k, s)| score(k, *s)).collect();
         let near: Vec<f64> = nearest(far, m.unwrap_or(k)).iter().map(|(k, _)| scores[*k]).collect();
         out.entropy.push(entropy(&near));
-        out.suspicion.push(log_sum_exp(&scores) - scores[own]);
-        let others = || (0..k).filter(|j| *j != own).map(|j| far[j]);
-        out.margin.push(far[own].sqrt() - others().fold(f64::INFINITY, f64::min).sqrt());
-        out.closer.push(others().filter(|s| *s < far[own]).count());
+        let of_own: Vec<f64> = (0..k).filter(|k| is_own(*k)).map(|k| scores[k]).collect();
+        out.suspicion.push(log_sum_exp(&scores) - log_sum_exp(&of_own));
+        let nearest_own = (0..k).filter(|k| is_own(*k)).map(|k| far[k]).fold(f64::INFINITY, f64::min);
+        let others = || (0..k).filter(|j| !is_own(*j)).map(|j| far[j]);
+        out.margin.push(nearest_own.sqrt() - others().fold(f64::INFINITY, f64::min).sqrt());
+        out.closer.push(others().filter(|s| *s < nearest_own).count());
         let best = (0..k).fold(0, |best, j| if scores[j] > scores[best] { j } else { best });
-        out.predicted.push(classes[best].0);
+        out.predicted.push(label_of[best]);
         out.scores.push(scores);
     }
     out

@@ -52,6 +52,41 @@ pub fn nearest(squared: &[f64], m: usize) -> Vec<(usize, f64)> {
     order
 }
 
+/// The soft update: c_k = Σ_i r_ik x_i / Σ_i r_ik with r_ik = e^{s_ik − lse_i}, of unit rows the direction of the sum (the
+/// means in expectation maximization: Dempster, Laird, Rubin 1977; on the sphere Banerjee et al. 2005). Also Σ_i r_ik.
+#[must_use]
+pub fn soft_centroids(
+    x: &[f64],
+    centroids: &[f64],
+    d: usize,
+    affinity: &Affinity,
+    unit: bool,
+) -> (Vec<f64>, Vec<f64>) {
+    let k = centroids.len() / d;
+    let (mut sums, mut mass) = (vec![0.0; k * d], vec![0.0; k]);
+    for row in x.chunks_exact(d) {
+        let scores: Vec<f64> = centroids
+            .chunks_exact(d)
+            .enumerate()
+            .map(|(k, c)| affinity.score(k, crate::clusters::squared_distance(row, c)))
+            .collect();
+        let lse = log_sum_exp(&scores);
+        for (k, score) in scores.iter().enumerate() {
+            let r = (score - lse).exp();
+            mass[k] += r;
+            for (sum, x) in sums[k * d..(k + 1) * d].iter_mut().zip(row) {
+                *sum += r * x;
+            }
+        }
+    }
+    for (sum, mass) in sums.chunks_exact_mut(d).zip(&mass) {
+        let norm = sum.iter().map(|s| s * s).sum::<f64>().sqrt();
+        let divisor = if unit { norm } else { *mass };
+        sum.iter_mut().for_each(|s| *s /= divisor);
+    }
+    (sums, mass)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,5 +117,36 @@ mod tests {
         assert!((entropy(&[3.0; 7]) - 7f64.ln()).abs() < 1e-12);
         assert_eq!(entropy(&[0.0, -1e6]), 0.0);
         assert!((entropy(&[0.5, 0.5, f64::NEG_INFINITY]) - 2f64.ln()).abs() < 1e-12);
+    }
+
+    /// The update is the gradient step to the maximum of the likelihood's lower bound: Σ_i ∂lse_i/∂c_k of a Gaussian affinity is
+    /// Σ_i r_ik (x_i − c_k)/σ², whose zero at fixed r the moved centroid is; here by finite differences.
+    #[test]
+    fn the_soft_update_follows_the_gradient_of_the_likelihood() {
+        let x = [0.3, -0.2, 1.1, 0.4, -0.7, 0.9, 0.2, 0.1];
+        let c = [0.0, 0.1, 0.8, 0.5, -0.5, 0.5];
+        let (sigma, d) = (0.6, 2);
+        let affinity = Affinity::Gaussian(sigma);
+        let likelihood = |c: &[f64]| -> f64 {
+            x.chunks_exact(d)
+                .map(|x| {
+                    let scores: Vec<f64> = c
+                        .chunks_exact(d)
+                        .map(|c| affinity.score(0, crate::clusters::squared_distance(x, c)))
+                        .collect();
+                    log_sum_exp(&scores)
+                })
+                .sum()
+        };
+        let (moved, mass) = soft_centroids(&x, &c, d, &affinity, false);
+        assert!((mass.iter().sum::<f64>() - 4.0).abs() < 1e-12);
+        for at in 0..c.len() {
+            let (mut above, mut below) = (c, c);
+            above[at] += 1e-5;
+            below[at] -= 1e-5;
+            let slope = (likelihood(&above) - likelihood(&below)) / 2e-5;
+            let step = mass[at / d] * (moved[at] - c[at]) / (sigma * sigma);
+            assert!((slope - step).abs() < 1e-8, "{at}: {slope} against {step}");
+        }
     }
 }

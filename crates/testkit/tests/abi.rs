@@ -73,6 +73,7 @@ fn the_constants_agree() {
         ("GRADIENT_DIMS", abi::GRADIENT_DIMS),
         ("ROW_PARTIAL_BYTES", abi::ROW_PARTIAL_BYTES),
         ("CONTRAST_STATUS", abi::CONTRAST_STATUS),
+        ("CHECKED_ROWS", abi::CHECKED_ROWS),
         ("TYPE_F32", abi::TYPE_F32),
         ("TYPE_F16", abi::TYPE_F16),
         ("TYPE_BF16", abi::TYPE_BF16),
@@ -95,8 +96,17 @@ fn the_constants_agree() {
         ("WIDE_DIMS", abi::WIDE_DIMS),
         ("GATHERED_PARTIAL_BYTES", abi::GATHERED_PARTIAL_BYTES),
         ("GATHERED_STATUS", abi::GATHERED_STATUS),
+        ("DIVERGENCE_PARTIAL_BYTES", abi::DIVERGENCE_PARTIAL_BYTES),
+        ("DIVERGENCE_STATUS", abi::DIVERGENCE_STATUS),
         ("UPDATE_STATUS", abi::UPDATE_STATUS),
         ("CENTERS_STATUS", abi::CENTERS_STATUS),
+        ("CLUSTER_THREADS", abi::CLUSTER_THREADS),
+        ("FUSED_CLUSTERS", abi::FUSED_CLUSTERS),
+        ("START_PLUS_PLUS", abi::START_PLUS_PLUS),
+        ("START_ROWS", abi::START_ROWS),
+        ("START_GIVEN", abi::START_GIVEN),
+        ("SOFT_PARTIAL_BYTES", abi::SOFT_PARTIAL_BYTES),
+        ("SOFT_STATUS", abi::SOFT_STATUS),
     ] {
         assert_eq!(value(name), ours, "{name}");
     }

@@ -3,8 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+#[path = "simt/divergence_work.rs"]
+mod divergence_work;
 #[path = "simt/faults.rs"]
 mod faults;
+#[path = "simt/soft_assignment_work.rs"]
+mod soft_assignment_work;
 #[path = "simt/work.rs"]
 mod work;
 

@@ -14,27 +14,38 @@ const SPLIT_TILES: usize = 16;
 const MOST_SPLITS: usize = 8;
 
 /// Splits of the keys: a function of their number alone, so that a row has the same bits in any batch.
-pub(super) fn splits(keys: usize) -> usize {
+pub(in crate::cuda) fn splits(keys: usize) -> usize {
     keys.div_ceil(TILE_KEYS).div_ceil(SPLIT_TILES).clamp(1, MOST_SPLITS)
+}
+
+/// Splits of one side where sums of both are computed at once.
+const MOST_BOTH_SPLITS: usize = 16;
+
+/// The same for those sums: of one side's rows alone, too. None is empty, as each has a whole number of tiles.
+pub(super) fn both_splits(rows: usize) -> usize {
+    let tiles = rows.div_ceil(TILE_KEYS);
+    tiles.div_ceil(tiles.div_ceil(MOST_BOTH_SPLITS).max(1)).max(1)
 }
 
 /// The blocks that sum a gradient: `Sweep` of sweep.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
+pub(in crate::cuda) struct Shape {
     /// Groups of four warps, each with its own dimensions.
-    pub(super) groups: usize,
-    pub(super) threads: usize,
+    pub(in crate::cuda) groups: usize,
+    pub(in crate::cuda) threads: usize,
     /// Blocks for all dimensions.
-    pub(super) parts: usize,
+    pub(in crate::cuda) parts: usize,
     dtype: DType,
 }
 
 /// `TileFacts` of softmax.cuh.
 const FACTS_BYTES: usize = 5 * TILE_KEYS * size_of::<u32>();
 const TILE_FLOATS: usize = TILE_KEYS * size_of::<f32>();
+/// `BoundedRows` of bounded.cuh.
+const BOUNDED_BYTES: usize = 2 * size_of::<u32>();
 
 impl Shape {
-    pub(super) fn new(dtype: DType, dim: usize) -> Self {
+    pub(in crate::cuda) fn new(dtype: DType, dim: usize) -> Self {
         // The fewest groups that have all dimensions, as far as registers reach.
         let most = if dtype == DType::F32 { 2 } else { 4 };
         let groups = dim.div_ceil(GRADIENT_DIMS).next_power_of_two().min(most);
@@ -42,20 +53,36 @@ impl Shape {
     }
 
     /// The stages of the mainloop and the coefficients.
-    fn sweep_bytes(self) -> usize {
-        let stages = if self.groups == 4 { 2 } else { STAGES };
+    pub(in crate::cuda) fn sweep_bytes(self) -> usize {
         let coefficients = MANY_ROWS * SLAB_BYTES * if self.dtype == DType::F32 { 2 } else { 1 };
-        stages * self.groups.max(2) * TILE_KEYS * SLAB_BYTES + coefficients
+        self.ring_bytes() + coefficients
+    }
+
+    /// The stages alone, of a sweep without values.
+    pub(in crate::cuda) fn ring_bytes(self) -> usize {
+        let stages = if self.groups == 4 { 2 } else { STAGES };
+        stages * self.groups.max(2) * TILE_KEYS * SLAB_BYTES
     }
 
     /// With `RowSums::Shared` behind.
     pub(super) fn rows_shared_bytes(self) -> usize {
-        self.sweep_bytes() + 2 * FACTS_BYTES + 2 * TILE_FLOATS + 2 * self.groups * TILE_FLOATS
+        self.sweep_bytes() + 2 * FACTS_BYTES + 2 * TILE_FLOATS + 2 * self.groups * TILE_FLOATS + BOUNDED_BYTES
     }
 
     /// With `KeyGradient::Shared` behind.
     pub(super) fn keys_shared_bytes(self) -> usize {
         self.sweep_bytes() + 2 * FACTS_BYTES + 5 * TILE_FLOATS
+    }
+
+    /// One group, with `BothSums::Shared` behind.
+    pub(super) fn both_sums_shared_bytes(dtype: DType) -> usize {
+        let columns = TILE_THREADS / 32 * TILE_KEYS * ROW_PARTIAL_BYTES;
+        Self::new(dtype, 1).sweep_bytes() + 2 * FACTS_BYTES + TILE_FLOATS + 2 * BOUNDED_BYTES + columns
+    }
+
+    /// With `BothGradient::Shared` behind.
+    pub(super) fn both_gradient_shared_bytes(self) -> usize {
+        self.sweep_bytes() + 2 * FACTS_BYTES + 2 * 4 * TILE_FLOATS + 3 * size_of::<f32>()
     }
 }
 
@@ -67,6 +94,7 @@ pub(super) struct Buffers {
     pub(super) moment_partials: u64,
     pub(super) moments: u64,
     pub(super) targets: u64,
+    pub(super) norms: u64,
     pub(super) bytes: usize,
 }
 
@@ -78,7 +106,8 @@ impl Buffers {
         let gradients = layout.take(if gradients { b * d * splits(n) * size_of::<f32>() } else { 0 });
         let [moment_partials, moments] = moments::room(problem, n, by_moments).map(|it| layout.take(it));
         let targets = layout.take(if by_moments { b * (d + 1) * size_of::<f32>() } else { 0 });
-        Self { partials, gradients, moment_partials, moments, targets, bytes: layout.bytes() }
+        let norms = layout.take(b * size_of::<f32>());
+        Self { partials, gradients, moment_partials, moments, targets, norms, bytes: layout.bytes() }
     }
 }
 
@@ -192,6 +221,16 @@ mod tests {
     }
 
     #[test]
+    fn splits_of_both_sides_are_cut_as_the_kernels_cut_them_and_none_is_empty() {
+        for rows in (1..5000usize).chain([65_536, 1 << 20, 1_000_001]) {
+            let (tiles, splits) = (rows.div_ceil(TILE_KEYS), both_splits(rows));
+            // `split_range` of pairs.cuh.
+            let each = tiles.div_ceil(splits);
+            assert!(splits <= MOST_BOTH_SPLITS && (splits - 1) * each < tiles && splits * each >= tiles);
+        }
+    }
+
+    #[test]
     fn groups_cover_all_dimensions_and_their_shared_memory_fits_into_the_smallest_device() {
         for dtype in DType::ALL {
             for dim in [1, 128, 129, 256, 257, 384, 512, 513, 1024, 5000] {
@@ -199,7 +238,9 @@ mod tests {
                 assert!(shape.groups * shape.parts * GRADIENT_DIMS >= dim);
                 assert!(shape.groups * (shape.parts - 1) * GRADIENT_DIMS < dim);
                 // 99 KiB for one block on sm_86 and sm_89.
-                assert!(shape.rows_shared_bytes().max(shape.keys_shared_bytes()) <= 99 * 1024, "{shape:?}");
+                let most = shape.rows_shared_bytes().max(shape.keys_shared_bytes());
+                let both = shape.both_gradient_shared_bytes().max(Shape::both_sums_shared_bytes(dtype));
+                assert!(most.max(both) <= 99 * 1024, "{shape:?}");
             }
         }
         assert_eq!(Shape::new(DType::BF16, 512).parts, 1);

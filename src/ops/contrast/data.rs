@@ -1,13 +1,16 @@
 //! Pairs read from tensors into vectors, as the backend takes them.
 
 use candle_core::{DType, Tensor};
-use consonance_cpu::contrast::{Affinity, AffinityMap, Pairs as CpuPairs, Problem, Rule as CpuRule};
+use consonance_cpu::contrast::{
+    Admission, Affinity, AffinityMap, Closeness as CpuCloseness, Pace as CpuPace, Pairs as CpuPairs, Problem,
+    Rule as CpuRule,
+};
 use consonance_cpu::{Error as CpuError, Rows};
 
 use super::lists::Lists;
-use super::pairs::{Pairs, Rule as TensorRule};
+use super::pairs::{Closeness as TensorCloseness, Pace as TensorPace, Pairs, Rule as TensorRule};
 use super::{ContrastOptions, OP};
-use crate::ops::view::{Matrix, check_cpu, labels, mask, weights};
+use crate::ops::view::{Guard, Matrix, check_cpu, labels, mask, weights};
 use crate::{Error, Result};
 
 #[derive(Debug, Clone)]
@@ -30,6 +33,21 @@ pub(in crate::ops) struct Data {
     denominator_weights: Option<Vec<f32>>,
     same_id: Option<(Vec<u32>, Vec<u32>)>,
     left_out_labels: Option<(Vec<u32>, Vec<u32>)>,
+    pace: Option<Pace>,
+}
+
+#[derive(Debug, Clone)]
+struct Pace {
+    groups: (Vec<u32>, Vec<u32>),
+    closeness: Closeness,
+    pace: f32,
+    admission: Admission,
+}
+
+#[derive(Debug, Clone)]
+enum Closeness {
+    Times(Vec<f32>, Vec<f32>, f32),
+    Features(Box<(Matrix, Matrix)>),
 }
 
 impl Data {
@@ -57,6 +75,7 @@ impl Data {
             },
             same_id: both(("query_ids", "key_ids"), &pairs.same_id)?,
             left_out_labels: both(("query_labels", "key_labels"), &pairs.left_out_labels)?,
+            pace: pairs.pace.as_ref().map(|pace| Pace::read(pace, b, n)).transpose()?,
         })
     }
 
@@ -74,6 +93,28 @@ impl Data {
             (Some((q, k)), Some((_, _, map))) => {
                 Some(Affinity { queries: q.rows()?, keys: k.rows()?, map: *map })
             }
+            _ => None,
+        };
+        enum Locked<'a> {
+            Times(&'a [f32], &'a [f32], f32),
+            Features(Guard<'a>, Guard<'a>),
+        }
+        let closeness = self.pace.as_ref().map(|pace| match &pace.closeness {
+            Closeness::Times(q, k, scale) => Locked::Times(q, k, *scale),
+            Closeness::Features(sides) => Locked::Features(sides.0.lock(), sides.1.lock()),
+        });
+        let pace = match (&self.pace, &closeness) {
+            (Some(pace), Some(closeness)) => Some(CpuPace {
+                groups: (&pace.groups.0, &pace.groups.1),
+                closeness: match closeness {
+                    Locked::Times(queries, keys, scale) => {
+                        CpuCloseness::Times { queries, keys, scale: *scale }
+                    }
+                    Locked::Features(q, k) => CpuCloseness::Features { queries: q.rows()?, keys: k.rows()? },
+                },
+                pace: pace.pace,
+                admission: pace.admission,
+            }),
             _ => None,
         };
         fn both(of: &Option<(Vec<u32>, Vec<u32>)>) -> Option<(&[u32], &[u32])> {
@@ -98,8 +139,31 @@ impl Data {
             denominator_weights: self.denominator_weights.as_deref(),
             same_id: both(&self.same_id),
             left_out_labels: both(&self.left_out_labels),
+            pace,
         };
         f(&Problem { queries, keys, temperatures, pairs, options: *options })
+    }
+}
+
+impl Pace {
+    fn read(pace: &TensorPace, b: usize, n: usize) -> Result<Self> {
+        let (q, k) = &pace.groups;
+        Ok(Self {
+            groups: (labels(OP, "query_groups", q, b)?, labels(OP, "key_groups", k, n)?),
+            closeness: match &pace.closeness {
+                TensorCloseness::Times { queries, keys, scale } => Closeness::Times(
+                    weights(OP, "query_times", queries, b)?,
+                    weights(OP, "key_times", keys, n)?,
+                    *scale as f32,
+                ),
+                TensorCloseness::Features { queries, keys } => Closeness::Features(Box::new((
+                    Matrix::new(OP, "query_features", queries)?,
+                    Matrix::new(OP, "key_features", keys)?,
+                ))),
+            },
+            pace: pace.pace as f32,
+            admission: pace.admission,
+        })
     }
 }
 

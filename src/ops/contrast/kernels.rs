@@ -10,7 +10,7 @@ use super::pairs::{Pairs, Rule};
 use super::{AffinityMap, ContrastOptions, OP};
 use crate::cuda::contrast::{self as kernels, Affinity, Losses, Problem};
 use crate::cuda::neighbors::pack_bits;
-use crate::cuda::{Memory, Order, Words, segments};
+use crate::cuda::{Executor, Memory, Order, Words, segments};
 use crate::ops::place::{Place, PlacedMatrix, PlacedVector};
 use crate::{Error, Result};
 
@@ -30,7 +30,7 @@ enum PlacedRule {
 }
 
 /// A problem whose arrays are where kernels read them.
-struct Placed {
+pub(super) struct Placed {
     queries: PlacedMatrix,
     keys: PlacedMatrix,
     temperatures: PlacedVector,
@@ -78,7 +78,7 @@ impl ByKernels {
             executor.download(OP, memory, bytemuck::cast_slice_mut(&mut values))?;
             Ok(values)
         };
-        let anchors = read(&losses.inverse_normalizer)?.iter().filter(|inverse| **inverse > 0.0).count();
+        let anchors = counted(executor, &losses, b)?;
         let device = queries.device();
         let per_row = Tensor::from_vec(read(&losses.per_row)?, b, device)?;
         let log_sum_exp = Tensor::from_vec(read(&losses.log_sum_exp)?, b, device)?;
@@ -122,14 +122,27 @@ impl ByKernels {
     }
 }
 
+/// The number of rows that count, of `rows`.
+pub(super) fn counted(executor: &dyn Executor, losses: &Losses, rows: usize) -> Result<usize> {
+    let mut inverses = vec![0f32; rows];
+    executor.download(OP, &losses.inverse_normalizer, bytemuck::cast_slice_mut(&mut inverses))?;
+    Ok(inverses.iter().filter(|inverse| **inverse > 0.0).count())
+}
+
 impl Placed {
-    fn new(
+    pub(super) fn new(
         place: &Place,
         [queries, keys, temperature]: [&Tensor; 3],
         pairs: &Pairs,
         options: &ContrastOptions,
     ) -> Result<Self> {
         let (b, n) = (queries.dims()[0], keys.dims()[0]);
+        if pairs.pace.is_some() {
+            let expected = "none: no kernel weighs single negatives yet";
+            return Err(
+                consonance_cpu::Error::range(OP, "pace", "given for tensors on a GPU", expected).into()
+            );
+        }
         let executor = place.executor();
         let sides = |names: [&'static str; 2], of: &Option<(Tensor, Tensor)>| match of {
             Some((q, k)) => {
@@ -169,7 +182,7 @@ impl Placed {
     }
 
     /// The problem as the wrappers of the kernels take it.
-    fn problem(&self) -> Result<Problem<'_>> {
+    pub(super) fn problem(&self) -> Result<Problem<'_>> {
         fn both(sides: &Sides) -> Option<(Words<'_>, Words<'_>)> {
             sides.as_ref().map(|(q, k)| (q.words(), k.words()))
         }

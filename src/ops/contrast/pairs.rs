@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use consonance_cpu::Error as Bad;
-use consonance_cpu::contrast::AffinityMap;
+use consonance_cpu::contrast::{Admission, AffinityMap};
 
 use super::OP;
 use super::lists::transposed_lists;
@@ -24,6 +24,38 @@ pub struct Pairs {
     pub(super) denominator_weights: Option<Tensor>,
     pub(super) same_id: Option<(Tensor, Tensor)>,
     pub(super) left_out_labels: Option<(Tensor, Tensor)>,
+    pub(super) pace: Option<Pace>,
+}
+
+/// Groups of queries and keys, the affinity inside them, ρ and its use.
+#[derive(Debug, Clone)]
+pub(super) struct Pace {
+    pub(super) groups: (Tensor, Tensor),
+    pub(super) closeness: Closeness,
+    pub(super) pace: f64,
+    pub(super) admission: Admission,
+}
+
+/// How close a negative of the query's group is to being a positive: an affinity in [0, 1], a constant.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Closeness {
+    /// e^{−|t_i − t_j|/scale} of times.
+    Times {
+        /// `[B]` floats.
+        queries: Tensor,
+        /// `[N]` floats.
+        keys: Tensor,
+        /// Finite and above 0, in the unit of the times.
+        scale: f64,
+    },
+    /// ½(1 + cos) of features, of any norm but zero.
+    Features {
+        /// `[B, Df]`.
+        queries: Tensor,
+        /// `[N, Df]`.
+        keys: Tensor,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -47,6 +79,7 @@ impl Pairs {
             denominator_weights: None,
             same_id: None,
             left_out_labels: None,
+            pace: None,
         }
     }
 
@@ -133,6 +166,28 @@ impl Pairs {
         self
     }
 
+    /// Whether kernels compute both directions from one pass: all keys as positives have sums of their own.
+    pub(super) fn has_one_pass(&self) -> bool {
+        !matches!(self.rule, Rule::All) && self.pace.is_none()
+    }
+
+    /// Weighs the negatives of the query's own group (a scan, a video) in its denominator, by their affinity a_ij to its
+    /// positives and the pace ρ in (0, 1]: [`Admission::Hard`] admits those of a_ij ≤ ρ, [`Admission::Soft`] gives them
+    /// max(0, 1 − a_ij/ρ). Negatives of other groups, and positives, count fully. Groups `[B]` and `[N]`, `u32` or `i64`.
+    ///
+    /// With a growing ρ this is self-paced learning: easy negatives first, ambiguous ones later (Jiao et al., MICCAI 2020).
+    #[must_use]
+    pub fn pace(
+        mut self,
+        groups: (&Tensor, &Tensor),
+        closeness: Closeness,
+        pace: f64,
+        admission: Admission,
+    ) -> Self {
+        self.pace = Some(Pace { groups: (groups.0.clone(), groups.1.clone()), closeness, pace, admission });
+        self
+    }
+
     /// The same pairs of `b` queries and `n` keys with both exchanged; a key that is not valid or not credible is no
     /// anchor.
     ///
@@ -173,6 +228,20 @@ impl Pairs {
             denominator_weights: None,
             same_id: swapped(&self.same_id),
             left_out_labels: swapped(&self.left_out_labels),
+            pace: self.pace.as_ref().map(Pace::transposed),
         })
+    }
+}
+
+impl Pace {
+    fn transposed(&self) -> Self {
+        let closeness = match self.closeness.clone() {
+            Closeness::Times { queries, keys, scale } => {
+                Closeness::Times { queries: keys, keys: queries, scale }
+            }
+            Closeness::Features { queries, keys } => Closeness::Features { queries: keys, keys: queries },
+        };
+        let groups = (self.groups.1.clone(), self.groups.0.clone());
+        Self { groups, closeness, pace: self.pace, admission: self.admission }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    points::{Points, TILE},
+    points::{Points, TILE, squared_length_inline},
     segments::counting_sort,
 };
 use crate::simd;
@@ -139,17 +139,22 @@ impl Sums {
     /// The mean of every cluster, or its direction on the sphere; a cluster without rows, or whose rows cancel on
     /// the sphere, stays where it is.
     pub(crate) fn average(&self, unit: bool, centroids: &mut [f64]) {
-        let clusters = self.sums.chunks_exact(self.d).zip(&self.sizes);
-        for ((sum, size), out) in clusters.zip(centroids.chunks_exact_mut(self.d)) {
-            if *size == 0 {
-                continue;
-            }
-            let size = f64::from(*size);
-            let length = if unit { sum.iter().map(|s| s * s).sum::<f64>().sqrt() } else { size };
-            if !unit || length > size * CANCELED {
-                out.iter_mut().zip(sum).for_each(|(c, s)| *c = s / length);
-            }
-        }
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                let clusters = self.sums.chunks_exact(self.d).zip(&self.sizes);
+                for ((sum, size), out) in clusters.zip(centroids.chunks_exact_mut(self.d)) {
+                    if *size == 0 {
+                        continue;
+                    }
+                    let size = f64::from(*size);
+                    let length = if unit { squared_length_inline(sum).sqrt() } else { size };
+                    if !unit || length > size * CANCELED {
+                        out.iter_mut().zip(sum).for_each(|(c, s)| *c = s / length);
+                    }
+                }
+            },
+        );
     }
 }
 

@@ -12,6 +12,7 @@ mod nearest;
 mod panel;
 pub mod philox;
 pub(crate) mod points;
+pub mod problem;
 pub(crate) mod segments;
 mod start;
 
@@ -148,7 +149,7 @@ pub fn square_root_rule(n: usize, max: usize) -> usize {
 /// for a count of 0, a bad tolerance or rows too large; [`Error::NotFinite`]; [`Error::ZeroNorm`] on the sphere.
 pub fn sub_clusters(points: Rows<'_>, labels: Option<&[u32]>, options: &Options<'_>) -> Result<SubClusters> {
     let (n, d) = (points.rows(), points.cols());
-    check(&points, labels, options)?;
+    check((n, d), labels, options)?;
     let unit = options.geometry == Geometry::Spherical;
     // On the sphere every row needs its norm before it can be read; else a class is checked when its turn comes.
     let inverse: Option<Vec<f32>> = match unit {
@@ -283,8 +284,7 @@ fn settle(points: &mut Points<'_>, unit: bool, tolerance: f64) -> Checked<f64> {
     Ok(variance)
 }
 
-fn check(points: &Rows<'_>, labels: Option<&[u32]>, options: &Options<'_>) -> Result<()> {
-    let (n, d) = (points.rows(), points.cols());
+fn check((n, d): (usize, usize), labels: Option<&[u32]>, options: &Options<'_>) -> Result<()> {
     if n == 0 {
         return Err(Error::Empty { op: OP, argument: "points" });
     }

@@ -103,6 +103,18 @@ pub(crate) fn squared_distance_inline(x: &[f32], c: &[f32]) -> f64 {
     fold(lanes)
 }
 
+/// ‖x‖² in the lanes of [`squared_distance_inline`].
+#[inline(always)]
+pub(crate) fn squared_length_inline(x: &[f64]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    for x in x.chunks(LANES) {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = x.mul_add(*x, *lane);
+        }
+    }
+    fold(lanes)
+}
+
 /// ‖x − c‖² for two centroids, with the bits of [`squared_distance_inline`].
 #[inline(always)]
 pub(crate) fn squared_distances_inline(x: &[f32], [a, b]: [&[f64]; 2]) -> [f64; 2] {

@@ -2,10 +2,10 @@
 
 use crate::simd::{self, exp_inline};
 
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES], with: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn fold(mut lanes: [f32; LANES], with: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -47,7 +47,7 @@ pub(super) fn exponentials(row: &mut [f32], bias: Option<&[f32]>, scale: f32, sh
 
 /// The largest `row[j]·scale + bias[j]`.
 #[inline(always)]
-pub(super) fn largest(row: &[f32], bias: Option<&[f32]>, scale: f32) -> f32 {
+pub(crate) fn largest(row: &[f32], bias: Option<&[f32]>, scale: f32) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     match bias {
         None => {
@@ -69,7 +69,7 @@ pub(super) fn largest(row: &[f32], bias: Option<&[f32]>, scale: f32) -> f32 {
 }
 
 /// e^x behind one dispatch, with the bits of the tiles' exponentials.
-pub(super) fn exponential(x: f32) -> f32 {
+pub(crate) fn exponential(x: f32) -> f32 {
     simd::dispatch(
         #[inline(always)]
         || exp_inline(x),

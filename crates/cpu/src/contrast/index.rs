@@ -2,7 +2,7 @@
 
 /// The keys of each label, ascending.
 #[derive(Debug, Clone)]
-pub(super) struct Index {
+pub(crate) struct Index {
     labels: Vec<u32>,
     starts: Vec<u32>,
     order: Vec<u32>,
@@ -10,7 +10,7 @@ pub(super) struct Index {
 
 impl Index {
     /// Sorts the keys that `keep` admits by (label, key): two stable counting passes over 16 bits each.
-    pub(super) fn new(of: &[u32], keep: impl Fn(usize) -> bool) -> Self {
+    pub(crate) fn new(of: &[u32], keep: impl Fn(usize) -> bool) -> Self {
         let mut order: Vec<u32> = (0..of.len() as u32).filter(|j| keep(*j as usize)).collect();
         let mut sorted = vec![0u32; order.len()];
         for shift in [0, 16] {
@@ -44,7 +44,7 @@ impl Index {
     }
 
     /// The keys of `label`, ascending; empty when there are none.
-    pub(super) fn keys(&self, label: u32) -> &[u32] {
+    pub(crate) fn keys(&self, label: u32) -> &[u32] {
         match self.labels.binary_search(&label) {
             Ok(at) => &self.order[self.starts[at] as usize..self.starts[at + 1] as usize],
             Err(_) => &[],
@@ -53,7 +53,7 @@ impl Index {
 }
 
 /// The part of an ascending list that lies in `range`.
-pub(super) fn within(list: &[u32], range: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+pub(crate) fn within(list: &[u32], range: &std::ops::Range<usize>) -> std::ops::Range<usize> {
     let start = list.partition_point(|j| (*j as usize) < range.start);
     let end = start + list[start..].partition_point(|j| (*j as usize) < range.end);
     start..end

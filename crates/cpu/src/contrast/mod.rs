@@ -12,15 +12,17 @@
 //! with one owner per key.
 
 mod columns;
-mod exponentials;
-mod index;
+pub(crate) mod exponentials;
+pub(crate) mod index;
 mod moments;
+mod pace;
 mod pairs;
 mod plan;
 mod positives;
 mod rows;
-mod targets;
+pub(crate) mod targets;
 
+pub use pace::{Admission, Closeness, Pace};
 pub use pairs::{Affinity, AffinityMap, Normalizer, Options, OtherPositives, Pairs, Products, Rule};
 pub use plan::Plan;
 pub(crate) use plan::view_row;
@@ -31,16 +33,16 @@ pub(crate) const OP: &str = "contrast";
 
 /// Keys of one tile. Tiles count from key 0, so that a row's sums are the same in any batch; a shared dimension
 /// of at most 512 is one block of `gemm`'s sums whatever the other sides are.
-const TILE: usize = 512;
+pub(crate) const TILE: usize = 512;
 
 /// The distance of rows of scores: a power of two would let them share few sets of the cache.
-const STRIDE: usize = TILE + 32;
+pub(crate) const STRIDE: usize = TILE + 32;
 
 /// Rows of a block and dimensions are padded to this many: fewer take another path of `gemm`, with other bits.
-const SIDE: usize = 16;
+pub(crate) const SIDE: usize = 16;
 
 /// Tiles of one split: partial results of splits merge in the order of the keys, whoever computed them.
-const SPLIT: usize = 16;
+pub(crate) const SPLIT: usize = 16;
 
 /// Queries, keys, temperatures, pairs and options of one loss.
 #[derive(Debug, Clone, Copy)]

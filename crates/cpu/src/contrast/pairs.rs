@@ -3,7 +3,7 @@
 use crate::tile::split;
 use crate::{Error, Result, Rows};
 
-use super::OP;
+use super::{OP, Pace};
 
 /// Which keys are the positives of a query.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +95,8 @@ pub struct Pairs<'a> {
     /// Labels of queries `[B]` and keys `[N]`: keys of the row's label that are not its positives leave its
     /// denominator.
     pub left_out_labels: Option<(&'a [u32], &'a [u32])>,
+    /// Weights of the negatives of the query's own group in its denominator.
+    pub pace: Option<Pace<'a>>,
 }
 
 impl<'a> Pairs<'a> {
@@ -109,6 +111,7 @@ impl<'a> Pairs<'a> {
             denominator_weights: None,
             same_id: None,
             left_out_labels: None,
+            pace: None,
         }
     }
 
@@ -164,6 +167,9 @@ impl<'a> Pairs<'a> {
                 length(names.0, queries.len(), b, "query")?;
                 length(names.1, keys.len(), n, "key")?;
             }
+        }
+        if let Some(pace) = &self.pace {
+            pace.check(b, n)?;
         }
         if let Some(a) = &self.affinity {
             let shape = |r: &Rows<'_>| [r.rows(), r.cols()];

@@ -8,7 +8,7 @@ use crate::tile::split::{self, Source, Terms};
 use crate::{Error, Result, Rows, rows::Elements, simd};
 
 use super::index::{Index, within};
-use super::{AffinityMap, OP, OtherPositives, Problem, Rule, SIDE, TILE};
+use super::{AffinityMap, OP, OtherPositives, Problem, Rule, SIDE, TILE, pace};
 
 /// Scores up to this size need no running maximum: e⁶⁰ · 10⁸ keys · [`LARGEST_PLAIN_NORM`] fits an `f32`, and
 /// e⁻⁶⁰ is far above the smallest normal.
@@ -42,6 +42,8 @@ pub struct Plan {
     labels: Option<Index>,
     ids: Option<Index>,
     left_out: Option<Index>,
+    /// Keys by group, where negatives of the query's group are weighed.
+    groups: Option<Index>,
     /// 1/‖o‖ of old queries and keys.
     pub(super) inverse_norms: Option<(Vec<f32>, Vec<f32>)>,
     /// Whether positives leave the denominator.
@@ -160,7 +162,11 @@ pub(crate) fn view_row<'s>(rows: &Rows<'s>, row: usize, buffer: &'s mut Vec<f32>
 }
 
 /// 1/‖o‖; 0 for rows without direction that `keep` does not need, as the empty slots of a bank.
-fn inverse_norms(rows: &Rows<'_>, argument: &'static str, keep: impl Fn(usize) -> bool) -> Result<Vec<f32>> {
+pub(super) fn inverse_norms(
+    rows: &Rows<'_>,
+    argument: &'static str,
+    keep: impl Fn(usize) -> bool,
+) -> Result<Vec<f32>> {
     let (norms, bad): (Vec<f32>, Vec<usize>) = {
         let mut norms: Vec<f32> = (0..rows.rows())
             .into_par_iter()
@@ -242,6 +248,7 @@ impl Plan {
         let bias = bias(problem);
         let widest_bias =
             bias.iter().flatten().filter(|u| u.is_finite()).fold(0.0f64, |m, u| m.max(f64::from(u.abs())));
+        let widest_bias = widest_bias + if pairs.pace.is_some() { pace::WIDEST } else { 0.0 };
         let inverse_temperature: Vec<f32> =
             (0..b).map(|i| tau[if tau.len() == 1 { 0 } else { i }].recip()).collect();
         let mut buffer = Vec::new();
@@ -293,6 +300,7 @@ impl Plan {
             labels,
             ids: pairs.same_id.map(|(_, keys)| Index::new(keys, valid)),
             left_out: pairs.left_out_labels.map(|(_, keys)| Index::new(keys, valid)),
+            groups: pairs.pace.map(|pace| Index::new(pace.groups.1, valid)),
             eligible,
             inverse_norms,
             positives_left_out: problem.options.other_positives == OtherPositives::LeftOut,
@@ -360,14 +368,26 @@ impl Plan {
 
     /// Whether rows differ in who is in their denominator.
     pub(super) fn masks_rows(&self) -> bool {
-        self.positives_left_out || self.ids.is_some() || self.left_out.is_some()
+        self.positives_left_out || self.ids.is_some() || self.left_out.is_some() || self.groups.is_some()
     }
 
-    /// Takes the keys of `range` that are not in the row's denominator out of its scores, by −∞.
+    /// Takes the keys of `range` that are not in the row's denominator out of its scores, by −∞, and weighs the negatives
+    /// of the row's group: u e^s = e^{s + ln u}.
     #[inline(always)]
     pub(super) fn mask(&self, problem: &Problem<'_>, row: usize, range: Range<usize>, scores: &mut [f32]) {
         let pairs = &problem.pairs;
         let start = range.start;
+        if let (Some(index), Some(pace)) = (&self.groups, &pairs.pace) {
+            let list = index.keys(pace.groups.0[row]);
+            let (scale, mut buffers) = (f64::from(self.scale[row]), [Vec::new(), Vec::new()]);
+            for j in &list[within(list, &range)] {
+                if !self.is_positive(problem, row, *j as usize) {
+                    // Products are not scaled yet; ln 0 is −∞.
+                    let bias = pace.weight(row, *j as usize, &mut buffers).ln() / scale;
+                    scores[*j as usize - start] += bias as f32;
+                }
+            }
+        }
         if let (Some(index), Some((queries, _))) = (&self.ids, pairs.same_id) {
             let list = index.keys(queries[row]);
             list[within(list, &range)].iter().for_each(|j| scores[*j as usize - start] = f32::NEG_INFINITY);

@@ -99,7 +99,7 @@ impl Scratch {
 }
 
 /// Queries `range`, converted and padded with zeros to `rows` rows of `width`.
-pub(super) fn load_block(queries: &Rows<'_>, range: Range<usize>, rows: usize, width: usize) -> Vec<f32> {
+pub(crate) fn load_block(queries: &Rows<'_>, range: Range<usize>, rows: usize, width: usize) -> Vec<f32> {
     let mut block = vec![0.0f32; rows * width];
     for (row, out) in range.zip(block.chunks_exact_mut(width)) {
         queries.load_row(row, &mut out[..queries.cols()]);

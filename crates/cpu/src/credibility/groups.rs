@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Centroids with the sums they came from. Centroids without rows are gone; those of a class are neighbors.
-pub(super) struct Groups {
+pub(super) struct Groups<'a> {
     d: usize,
     unit: bool,
     leave_one_out: bool,
@@ -24,28 +24,74 @@ pub(super) struct Groups {
     sums: Vec<f64>,
     /// `[G, D]`: means, or directions.
     pub(super) centroids: Vec<f32>,
-    group_of: Vec<u32>,
-    /// `order[starts[g]..starts[g + 1]]` are the rows of group `g`.
-    starts: Vec<usize>,
-    order: Vec<u32>,
-    /// Groups of class `c`: `classes[c]..classes[c + 1]`.
-    classes: Vec<usize>,
-    class_of_row: Vec<u32>,
+    partition: &'a Partition,
 }
 
-impl Groups {
+/// Which rows stand behind each centroid, and which centroids are those of each class. Groups without rows are gone; those of
+/// a class are neighbors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// The distinct labels, ascending.
+    pub labels: Vec<u32>,
+    /// The class (a position in `labels`) of every row.
+    pub class_of_row: Vec<u32>,
+    /// The group of every row.
+    pub group_of_row: Vec<u32>,
+    /// `members[starts[g]..starts[g + 1]]` are the rows of group `g`, in their order.
+    pub starts: Vec<usize>,
+    /// Row numbers, group by group.
+    pub members: Vec<u32>,
+    /// Groups of class `c`: `classes[c]..classes[c + 1]`.
+    pub classes: Vec<usize>,
+}
+
+impl Partition {
+    /// The groups of rows with these labels.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] and [`Error::Range`] for sub-clusters that do not fit the labels.
+    pub fn new(labels: &[u32], centers: &Centers<'_>) -> Result<Self> {
+        let segments = Segments::by_label(labels);
+        let (group_of_row, classes) = match centers {
+            Centers::Classes => (segments.class_of.clone(), (0..=segments.len()).collect()),
+            Centers::SubClusters { assignment, offsets } => compact(&segments, assignment, offsets)?,
+        };
+        let (starts, members) = counting_sort(&group_of_row, classes.last().copied().unwrap_or(0));
+        Ok(Self {
+            labels: segments.labels,
+            class_of_row: segments.class_of,
+            group_of_row,
+            starts,
+            members,
+            classes,
+        })
+    }
+
+    /// Number of groups.
+    pub fn groups(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The rows of a group.
+    pub fn rows_of(&self, group: usize) -> &[u32] {
+        &self.members[self.starts[group]..self.starts[group + 1]]
+    }
+
+    /// The class of a group.
+    pub fn class_of(&self, group: usize) -> usize {
+        self.classes.partition_point(|start| *start <= group) - 1
+    }
+}
+
+impl<'a> Groups<'a> {
+    /// Sums and centroids; `inverse` norms for directions.
     pub(super) fn new(
         points: &Rows<'_>,
         inverse: Option<&[f32]>,
-        segments: &Segments,
+        partition: &'a Partition,
         options: &Options<'_>,
-    ) -> Result<Self> {
-        let (group_of, classes) = match options.centers {
-            Centers::Classes => (segments.class_of.clone(), (0..=segments.len()).collect()),
-            Centers::SubClusters { assignment, offsets } => compact(segments, assignment, offsets)?,
-        };
-        let count = classes.last().copied().unwrap_or(0);
-        let (starts, order) = counting_sort(&group_of, count);
+    ) -> Self {
+        let (count, starts, order) = (partition.groups(), &partition.starts, &partition.members);
         let d = points.cols();
         let unit = options.geometry == Geometry::Spherical;
         let mut sums = vec![0.0f64; count * d];
@@ -66,44 +112,20 @@ impl Groups {
             let divisor = divisor(unit, sum, starts[g + 1] - starts[g]);
             c.iter_mut().zip(sum).for_each(|(c, s)| *c = (s / divisor) as f32);
         }
-        Ok(Self {
-            d,
-            unit,
-            leave_one_out: options.leave_one_out,
-            sums,
-            centroids,
-            group_of,
-            starts,
-            order,
-            classes,
-            class_of_row: segments.class_of.clone(),
-        })
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.starts.len() - 1
-    }
-
-    pub(super) fn members(&self, group: usize) -> &[u32] {
-        &self.order[self.starts[group]..self.starts[group + 1]]
+        Self { d, unit, leave_one_out: options.leave_one_out, sums, centroids, partition }
     }
 
     /// The centroids of a row's own class.
     pub(super) fn columns(&self, row: usize) -> Range<usize> {
-        let class = self.class_of_row[row] as usize;
-        self.classes[class]..self.classes[class + 1]
-    }
-
-    /// The class of a centroid.
-    pub(super) fn class_of(&self, group: usize) -> usize {
-        self.classes.partition_point(|start| *start <= group) - 1
+        let class = self.partition.class_of_row[row] as usize;
+        self.partition.classes[class]..self.partition.classes[class + 1]
     }
 
     /// The squared distance of a row to the centroid that it belongs to, left out of it if so chosen and if
     /// another row remains.
     pub(super) fn member_squared(&self, row: usize, x: &[f32]) -> f64 {
-        let group = self.group_of[row] as usize;
-        let others = self.members(group).len() - 1;
+        let group = self.partition.group_of_row[row] as usize;
+        let others = self.partition.rows_of(group).len() - 1;
         if !self.leave_one_out || others == 0 {
             return self.squared(group, x);
         }
@@ -115,9 +137,9 @@ impl Groups {
 
     /// The squared distances to all centroids of the row's own class.
     pub(super) fn own_squared(&self, row: usize, x: &[f32]) -> Vec<f32> {
-        let own = self.group_of[row] as usize;
+        let own = self.partition.group_of_row[row] as usize;
         let columns = self.columns(row);
-        let alone = self.leave_one_out && self.members(own).len() == 1 && columns.len() > 1;
+        let alone = self.leave_one_out && self.partition.rows_of(own).len() == 1 && columns.len() > 1;
         columns
             .map(|group| match () {
                 () if group != own => self.squared(group, x) as f32,

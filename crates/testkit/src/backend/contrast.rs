@@ -269,24 +269,27 @@ impl Cpu {
 type Uploaded = Option<(Memory, Memory)>;
 
 impl<E: Executor> OnDevice<E> {
-    fn bits(&self, mask: Option<&Vec<bool>>) -> Result<Option<Memory>> {
+    pub(super) fn bits(&self, mask: Option<&Vec<bool>>) -> Result<Option<Memory>> {
         let word = |chunk: &[bool]| chunk.iter().rev().fold(0, |word, on| word << 1 | u32::from(*on));
         mask.map(|mask| self.upload(&mask.chunks(32).map(word).collect::<Vec<u32>>())).transpose()
     }
 
-    fn floats(&self, values: &[f32]) -> Result<Memory> {
+    pub(super) fn floats(&self, values: &[f32]) -> Result<Memory> {
         self.executor().upload(OP, bytemuck::cast_slice(values))
     }
 
-    fn both(&self, sides: Option<(&[u32], &[u32])>) -> Result<Uploaded> {
+    pub(super) fn both(&self, sides: Option<(&[u32], &[u32])>) -> Result<Uploaded> {
         sides.map(|(left, right)| Ok((self.upload(left)?, self.upload(right)?))).transpose()
     }
 
-    pub(super) fn contrast_of(&self, case: &ContrastCase) -> Result<ContrastFound> {
+    /// Calls `run` with the problem and its upstream gradient, whose queries and keys lie in `queries` and `keys`.
+    pub(super) fn with_problem<R>(
+        &self,
+        case: &ContrastCase,
+        [queries, keys]: [&Memory; 2],
+        run: impl FnOnce(&cuda::Problem<'_>, Words<'_>) -> Result<R>,
+    ) -> Result<R> {
         let executor = self.executor();
-        let (b, n, dim) = (case.queries.rows(), case.keys.rows(), case.queries.cols());
-        let queries = executor.upload(OP, &case.queries.bytes())?;
-        let keys = executor.upload(OP, &case.keys.bytes())?;
         let (temperatures, upstream) = (self.floats(&case.temperatures)?, self.floats(&case.upstream)?);
         let (masks, weights) = (
             [
@@ -358,8 +361,8 @@ impl<E: Executor> OnDevice<E> {
             memory.as_ref().map(|memory| words(memory, len))
         };
         let problem = cuda::Problem {
-            queries: self.matrix(&case.queries, &queries)?,
-            keys: self.matrix(&case.keys, &keys)?,
+            queries: self.matrix(&case.queries, queries)?,
+            keys: self.matrix(&case.keys, keys)?,
             temperatures: words(&temperatures, case.temperatures.len()),
             pairs: cuda::Pairs {
                 affinity: affinity.transpose()?,
@@ -376,22 +379,35 @@ impl<E: Executor> OnDevice<E> {
             },
             options: case.options(),
         };
-        let found = losses(executor, &problem, case.gradients)?;
-        found.check(executor)?;
+        run(&problem, words(&upstream, case.upstream.len()))
+    }
+
+    /// What was found of `b` rows, without gradients.
+    pub(super) fn rows_of(&self, found: &cuda::Losses, b: usize) -> Result<ContrastFound> {
         let inverse: Vec<f32> = self.words(&found.inverse_normalizer, b)?;
-        let mut all = ContrastFound {
+        Ok(ContrastFound {
             per_row: self.words(&found.per_row, b)?,
             log_sum_exp: self.words(&found.log_sum_exp, b)?,
             counted: inverse.iter().map(|inverse| *inverse > 0.0).collect(),
             ..ContrastFound::default()
-        };
-        if let Some(gradients) = &found.gradients {
-            let upstream = words(&upstream, case.upstream.len());
-            let of_keys = key_gradients(executor, &problem, &found, upstream)?;
-            all.queries = self.words(&gradients.queries, b * dim)?;
-            all.temperatures = self.words(&gradients.temperatures, b)?;
-            all.keys = self.words(&of_keys, n * dim)?;
-        }
-        Ok(all)
+        })
+    }
+
+    pub(super) fn contrast_of(&self, case: &ContrastCase) -> Result<ContrastFound> {
+        let executor = self.executor();
+        let (b, n, dim) = (case.queries.rows(), case.keys.rows(), case.queries.cols());
+        let sides = (executor.upload(OP, &case.queries.bytes())?, executor.upload(OP, &case.keys.bytes())?);
+        self.with_problem(case, [&sides.0, &sides.1], |problem, upstream| {
+            let found = losses(executor, problem, case.gradients)?;
+            found.check(executor)?;
+            let mut all = self.rows_of(&found, b)?;
+            if let Some(gradients) = &found.gradients {
+                let of_keys = key_gradients(executor, problem, &found, upstream)?;
+                all.queries = self.words(&gradients.queries, b * dim)?;
+                all.temperatures = self.words(&gradients.temperatures, b)?;
+                all.keys = self.words(&of_keys, n * dim)?;
+            }
+            Ok(all)
+        })
     }
 }

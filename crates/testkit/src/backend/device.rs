@@ -2,12 +2,16 @@
 
 use consonance::cuda::neighbors::{Classes, Search, Side, gradient, neighbors, pack_bits};
 use consonance::cuda::{Bytes, Executor, Matrix, Memory, Result, Words, ranking, segments};
+use consonance_cpu::clusters::SubClusters;
+use consonance_cpu::credibility::Credibility;
 use consonance_cpu::neighbors::Neighbors;
 use consonance_cpu::ranking::Ranking;
+use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, CentersCase, ContrastCase, ContrastFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
-    PushCase, Pushed, RankingCase, Sides, UpdateCase, Updated,
+    Backend, CentersCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase, DivergenceCase,
+    DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed, RankingCase,
+    Sides, SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
 };
 use crate::stored::Stored;
 
@@ -151,6 +155,14 @@ impl<E: Executor> Backend for OnDevice<E> {
         self.contrast_of(case).map_err(|error| error.to_string())
     }
 
+    fn symmetric(&self, case: &SymmetricCase) -> std::result::Result<SymmetricFound, String> {
+        self.symmetric_of(case).map_err(|error| error.to_string())
+    }
+
+    fn divergence(&self, case: &DivergenceCase) -> std::result::Result<DivergenceFound, String> {
+        self.divergence_of(case).map_err(|error| error.to_string())
+    }
+
     fn gathered(&self, case: &GatheredCase, gradients: bool) -> std::result::Result<GatheredFound, String> {
         self.gathered_of(case, gradients).map_err(|error| error.to_string())
     }
@@ -165,5 +177,21 @@ impl<E: Executor> Backend for OnDevice<E> {
 
     fn update_centers(&self, case: &CentersCase) -> std::result::Result<Updated, String> {
         self.centered(case).map_err(|error| error.to_string())
+    }
+
+    fn clusters(&self, case: &ClustersCase) -> std::result::Result<SubClusters, String> {
+        self.clustered(case)
+    }
+
+    fn soft_assignment(&self, case: &SoftCase) -> std::result::Result<SoftAssignment, String> {
+        self.soft_assignment_of(case).map_err(|error| error.to_string())
+    }
+
+    fn soft_centroids(&self, case: &SoftCase) -> std::result::Result<SoftCentroids, String> {
+        self.soft_centroids_of(case).map_err(|error| error.to_string())
+    }
+
+    fn credibility(&self, case: &CredibilityCase) -> std::result::Result<Credibility, String> {
+        self.credibility_of(case).map_err(|error| error.to_string())
     }
 }

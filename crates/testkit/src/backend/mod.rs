@@ -1,25 +1,38 @@
 //! What a case runs on: the CPU backend, or the kernels on some executor.
 
 mod bank;
+mod clusters;
 mod contrast;
+mod contrast_symmetric;
+mod credibility;
 mod device;
+mod divergence;
 mod gathered;
 mod guarded;
 mod recorded;
 mod simt;
+mod soft_assignment;
 
+use consonance_cpu::clusters::SubClusters;
+use consonance_cpu::credibility::Credibility;
 use consonance_cpu::neighbors::{self as cpu, Metric, Neighbors};
 use consonance_cpu::ranking::{self, ApVariant, Ranking};
+use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use crate::stored::Stored;
 
 pub use bank::{Batch, CentersCase, PushCase, Pushed};
+pub use clusters::{ClustersCase, ClustersStart};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
+pub use contrast_symmetric::{SymmetricCase, SymmetricFound};
+pub use credibility::CredibilityCase;
 pub use device::OnDevice;
+pub use divergence::{DivergenceCase, DivergenceFound};
 pub use gathered::{GatheredCase, GatheredFound, GatheredLoss, GatheredPositives, UpdateCase, Updated};
 pub use guarded::Guarded;
 pub use recorded::Recorded;
 pub use simt::{Simt, kernel_folder, kernel_sources};
+pub use soft_assignment::SoftCase;
 
 /// A number for every row of both sides.
 pub type Sides = Option<(Vec<u32>, Vec<u32>)>;
@@ -140,6 +153,18 @@ pub trait Backend {
     /// What the backend says.
     fn contrast(&self, case: &ContrastCase) -> Result<ContrastFound, String>;
 
+    /// The losses of both directions of a contrastive loss, and all gradients.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn symmetric(&self, case: &SymmetricCase) -> Result<SymmetricFound, String>;
+
+    /// The divergences of two distributions over the same keys, and all gradients.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn divergence(&self, case: &DivergenceCase) -> Result<DivergenceFound, String>;
+
     /// The losses over lists of bank rows, with or without gradients.
     ///
     /// # Errors
@@ -163,6 +188,30 @@ pub trait Backend {
     /// # Errors
     /// What the backend says when there are no centers to give back.
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String>;
+
+    /// The clusters of every class.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String>;
+
+    /// A soft assignment.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn soft_assignment(&self, case: &SoftCase) -> Result<SoftAssignment, String>;
+
+    /// Centroids after a soft update.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn soft_centroids(&self, case: &SoftCase) -> Result<SoftCentroids, String>;
+
+    /// Which rows are believed.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn credibility(&self, case: &CredibilityCase) -> Result<Credibility, String>;
 }
 
 impl<B: Backend + ?Sized> Backend for &B {
@@ -191,6 +240,14 @@ impl<B: Backend + ?Sized> Backend for &B {
         (**self).contrast(case)
     }
 
+    fn symmetric(&self, case: &SymmetricCase) -> Result<SymmetricFound, String> {
+        (**self).symmetric(case)
+    }
+
+    fn divergence(&self, case: &DivergenceCase) -> Result<DivergenceFound, String> {
+        (**self).divergence(case)
+    }
+
     fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String> {
         (**self).gathered(case, gradients)
     }
@@ -205,6 +262,22 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         (**self).update_centers(case)
+    }
+
+    fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {
+        (**self).clusters(case)
+    }
+
+    fn soft_assignment(&self, case: &SoftCase) -> Result<SoftAssignment, String> {
+        (**self).soft_assignment(case)
+    }
+
+    fn soft_centroids(&self, case: &SoftCase) -> Result<SoftCentroids, String> {
+        (**self).soft_centroids(case)
+    }
+
+    fn credibility(&self, case: &CredibilityCase) -> Result<Credibility, String> {
+        (**self).credibility(case)
     }
 }
 
@@ -267,6 +340,14 @@ impl Backend for Cpu {
         Self::contrast_of(case)
     }
 
+    fn symmetric(&self, case: &SymmetricCase) -> Result<SymmetricFound, String> {
+        Self::symmetric_of(case)
+    }
+
+    fn divergence(&self, case: &DivergenceCase) -> Result<DivergenceFound, String> {
+        Self::divergence_of(case)
+    }
+
     fn gathered(&self, case: &GatheredCase, gradients: bool) -> Result<GatheredFound, String> {
         Self::gathered_of(case, gradients)
     }
@@ -281,5 +362,21 @@ impl Backend for Cpu {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         Ok(Self::centered(case))
+    }
+
+    fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {
+        Self::clustered(case)
+    }
+
+    fn soft_assignment(&self, case: &SoftCase) -> Result<SoftAssignment, String> {
+        Self::soft_assignment_of(case)
+    }
+
+    fn soft_centroids(&self, case: &SoftCase) -> Result<SoftCentroids, String> {
+        Self::soft_centroids_of(case)
+    }
+
+    fn credibility(&self, case: &CredibilityCase) -> Result<Credibility, String> {
+        Self::credibility_of(case)
     }
 }

@@ -25,12 +25,12 @@ pub const CHECKS: &[Check] = &[
     ("contrast: refused arguments", refusals),
 ];
 
-fn labels(b: usize, n: usize, classes: u32, seed: u64) -> ContrastRule {
+pub(super) fn labels(b: usize, n: usize, classes: u32, seed: u64) -> ContrastRule {
     ContrastRule::Labels(data::labels(b, classes, seed), data::labels(n, classes, seed + 1))
 }
 
 /// Lists of up to six keys.
-fn lists(b: usize, n: usize, seed: u64, weighted: bool) -> ContrastRule {
+pub(super) fn lists(b: usize, n: usize, seed: u64, weighted: bool) -> ContrastRule {
     let starts = data::labels(b, n as u32, seed);
     let (mut offsets, mut indices) = (vec![0], Vec::new());
     for (i, start) in starts.iter().enumerate() {
@@ -45,19 +45,24 @@ fn lists(b: usize, n: usize, seed: u64, weighted: bool) -> ContrastRule {
     ContrastRule::Lists(offsets, indices, weighted.then_some(weights))
 }
 
-fn bits(b: usize, n: usize, seed: u64) -> ContrastRule {
+pub(super) fn bits(b: usize, n: usize, seed: u64) -> ContrastRule {
     let sets = |rows, seed| data::labels(rows * 3, 1 << 30, seed);
     ContrastRule::Bits(sets(b, seed), sets(n, seed + 1), 3, 24)
 }
 
 /// Unit vectors.
-fn unit_case(dtype: DType, [b, n, dim]: [usize; 3], seed: u64, rule: ContrastRule) -> ContrastCase {
+pub(super) fn unit_case(
+    dtype: DType,
+    [b, n, dim]: [usize; 3],
+    seed: u64,
+    rule: ContrastRule,
+) -> ContrastCase {
     let queries = Stored::new(dtype, &data::unit(b, dim, seed + 31), dim);
     let keys = Stored::new(dtype, &data::unit(n, dim, seed + 32), dim);
     ContrastCase::new(queries, keys, 0.1, rule)
 }
 
-fn mask(rows: usize, of: u32, seed: u64) -> Vec<bool> {
+pub(super) fn mask(rows: usize, of: u32, seed: u64) -> Vec<bool> {
     data::labels(rows, of, seed).iter().map(|v| *v != 0).collect()
 }
 
@@ -161,7 +166,7 @@ fn left_out(backend: &dyn Backend) -> Outcome {
 }
 
 /// Old embeddings of no particular norm.
-fn old(dtype: DType, [b, n, dim]: [usize; 3], map: AffinityMap) -> (Stored, Stored, AffinityMap) {
+pub(super) fn old(dtype: DType, [b, n, dim]: [usize; 3], map: AffinityMap) -> (Stored, Stored, AffinityMap) {
     let rows = |rows, seed| Stored::new(dtype, &data::normal(rows, dim, seed), dim);
     (rows(b, 81), rows(n, 82), map)
 }

@@ -8,6 +8,8 @@
 //!   f32), the tensor core's sum errs by (D + 16) 2⁻²² of it; log₂e, 1/τ, their product, log₂ u and the fused product
 //!   round by 8 u together: ε_s = σ (3.1 · 2⁻¹⁶ + 4 (D + 16) u + 8 u). Scores of positives are sums in f32 and err less.
 //! * Exponential, relative: the difference to the maximum rounds by 2 u σ, 2^x by 4 u: ε_e = ε_s + 2 u σ + 4 u.
+//!   Where scores are bounded beforehand (kernels/include/bounded.cuh) that difference is s − 33: 23 u more, and no factors
+//!   2^(old − new), whose 4 u σ + 7 (K + 13) u below are above it.
 //! * Their sum, relative: 16 terms, and at each of K tiles, 8 splits and 5 joins one sum and one factor 2^(old − new), whose
 //!   exponents grow to 2σ in all: ε_r = 4 u σ + 7 (K + 13) u for the factors, ε_Z = ε_e + ε_r + 16 u.
 //! * lse, absolute, at most σ + ln N: ε_l = ε_Z + 4 u (|lse| + σ + ln N + 1).
@@ -39,6 +41,8 @@ use crate::data;
 
 const U: f64 = 1.0 / 16_777_216.0;
 const SPLIT: f64 = 3.1 / 65_536.0;
+/// What is subnormal in f16 loses, of the largest coefficient.
+const VANISHING: f64 = 1.0 / (1u64 << 38) as f64;
 
 /// The definition's results of a case, and what their bounds are made of.
 pub(super) struct Truth<'a> {
@@ -198,65 +202,119 @@ impl<'a> Truth<'a> {
     }
 }
 
-/// Compares everything with the definition and prints the largest share of a bound that an error takes.
-pub(super) fn check_values(backend: &dyn Backend, case: &ContrastCase) -> Result<ContrastFound, String> {
-    let found = backend.contrast(case)?;
-    let truth = Truth::new(case);
-    let what = describe(case);
-    let [b, n, dim] = Truth::shape(case);
-    let Some(forward) = &truth.forward else { return Err("no definition".to_owned()) };
-    let gradients = truth.problem().gradients(&vec![1.0; b]);
-    let upstream = data::widen(&case.upstream);
-    let of_keys = truth.problem().gradients(&upstream).keys;
-    ensure!(found.counted == forward.counted, "{what}: counted rows are {:?}", found.counted);
+/// The bounds of a case, and the definition's results.
+pub(super) struct Bounds<'a> {
+    pub(super) truth: Truth<'a>,
+    pub(super) forward: reference::Contrast,
+    rows: Vec<RowBound>,
+    upstream: Vec<f64>,
+}
 
-    let rows: Vec<RowBound> = (0..b).map(|i| truth.row(forward, i)).collect();
-    let rounded = match case.keys.dtype() {
-        DType::F32 => SPLIT,
-        DType::F16 => 1.0 / 2048.0,
-        DType::BF16 => 1.0 / 256.0,
-    };
-    let vanishing = 2f64.powi(-38);
-    // The bound on what a coefficient is multiplied with and summed as, over so many tiles.
-    let used = |i: usize, j: usize, tiles: usize| {
-        let Coefficient { error, size, rounded: of } = rows[i].coefficients[j];
-        error + of * rounded + size * (600 + 8 * tiles + n) as f64 * U
-    };
-    let mut queries = vec![0.0; b * dim];
-    let mut keys = vec![0.0; n * dim];
-    let mut temperatures = vec![0.0; b];
-    let weight = |i: usize| upstream[i].abs() / truth.temperatures[i];
-    let largest = (0..b).map(|i| weight(i) * rows[i].mass).fold(0.0, f64::max);
-    for i in 0..b {
-        let (tau, x) = (truth.temperatures[i], &truth.queries[i * dim..][..dim]);
-        for j in 0..n {
-            let y = &truth.keys[j * dim..][..dim];
-            // Coefficients that are zero by a mask stay so.
-            let open = rows[i].coefficients[j].size > 0.0;
-            let of_query = used(i, j, n.div_ceil(64)) + if open { rows[i].mass * vanishing } else { 0.0 };
-            let of_key =
-                weight(i) * used(i, j, b.div_ceil(64)) + if open { largest * vanishing } else { 0.0 };
-            for d in 0..dim {
-                queries[i * dim + d] += of_query * y[d].abs() / tau;
-                keys[j * dim + d] += of_key * x[d].abs();
-            }
-            let score = if open { norm(x) * norm(y) / tau } else { 0.0 };
-            let Coefficient { error, size, .. } = rows[i].coefficients[j];
-            let steps = (600 + 24 * n.div_ceil(64) + dim + n) as f64;
-            temperatures[i] += (error * score + size * (rows[i].score + steps * U * score)) / tau;
+impl<'a> Bounds<'a> {
+    pub(super) fn new(case: &'a ContrastCase) -> Result<Self, String> {
+        let mut truth = Truth::new(case);
+        let Some(forward) = truth.forward.take() else { return Err("no definition".to_owned()) };
+        let rows = (0..case.queries.rows()).map(|i| truth.row(&forward, i)).collect();
+        Ok(Self { truth, forward, rows, upstream: data::widen(&case.upstream) })
+    }
+
+    /// Of every loss and every lse.
+    pub(super) fn of_rows(&self) -> [Vec<f64>; 2] {
+        [self.rows.iter().map(|row| row.loss).collect(), self.rows.iter().map(|row| row.lse).collect()]
+    }
+
+    /// The gradients of Σ g L.
+    pub(super) fn gradients(&self, upstream: &[f64]) -> reference::Gradients {
+        self.truth.problem().gradients(upstream)
+    }
+
+    /// The gradients of Σ upstream · L.
+    pub(super) fn all_gradients(&self) -> reference::Gradients {
+        self.gradients(&self.upstream)
+    }
+
+    fn rounded(&self) -> f64 {
+        match self.truth.case.keys.dtype() {
+            DType::F32 => SPLIT,
+            DType::F16 => 1.0 / 2048.0,
+            DType::BF16 => 1.0 / 256.0,
         }
     }
-    let pick = |of: fn(&RowBound) -> f64| rows.iter().map(of).collect::<Vec<f64>>();
+
+    /// The bound on what a coefficient is multiplied with and summed as, over so many tiles.
+    fn used(&self, i: usize, j: usize, tiles: usize) -> f64 {
+        let [_, n, _] = Truth::shape(self.truth.case);
+        let Coefficient { error, size, rounded: of } = self.rows[i].coefficients[j];
+        error + of * self.rounded() + size * (600 + 8 * tiles + n) as f64 * U
+    }
+
+    /// Whether a coefficient is not zero by a mask, which stays so.
+    fn is_open(&self, i: usize, j: usize) -> bool {
+        self.rows[i].coefficients[j].size > 0.0
+    }
+
+    fn weight(&self, i: usize) -> f64 {
+        self.upstream[i].abs() / self.truth.temperatures[i]
+    }
+
+    /// The largest coefficient of any row.
+    pub(super) fn largest(&self) -> f64 {
+        (0..self.rows.len()).map(|i| self.weight(i) * self.rows[i].mass).fold(0.0, f64::max)
+    }
+
+    /// Of a coefficient of Σ upstream · L in units in which the largest of all is `largest`, over so many tiles.
+    pub(super) fn of_pair(&self, i: usize, j: usize, tiles: usize, largest: f64) -> f64 {
+        let vanishing = if self.is_open(i, j) { largest * VANISHING } else { 0.0 };
+        self.weight(i) * self.used(i, j, tiles) + vanishing
+    }
+
+    /// Of ∂L_i/∂x_i, ∂L_i/∂τ_i and the gradient of Σ upstream · L for the keys.
+    fn of_gradients(&self) -> [Vec<f64>; 3] {
+        let [b, n, dim] = Truth::shape(self.truth.case);
+        let (mut queries, mut keys) = (vec![0.0; b * dim], vec![0.0; n * dim]);
+        let largest = self.largest();
+        for i in 0..b {
+            let (tau, x) = (self.truth.temperatures[i], &self.truth.queries[i * dim..][..dim]);
+            for j in 0..n {
+                let y = &self.truth.keys[j * dim..][..dim];
+                let vanishing = if self.is_open(i, j) { self.rows[i].mass * VANISHING } else { 0.0 };
+                let of_query = self.used(i, j, n.div_ceil(64)) + vanishing;
+                let of_key = self.of_pair(i, j, b.div_ceil(64), largest);
+                for d in 0..dim {
+                    queries[i * dim + d] += of_query * y[d].abs() / tau;
+                    keys[j * dim + d] += of_key * x[d].abs();
+                }
+            }
+        }
+        [queries, self.of_temperatures(), keys]
+    }
+
+    pub(super) fn of_temperatures(&self) -> Vec<f64> {
+        let [b, n, dim] = Truth::shape(self.truth.case);
+        let of_row = |i: usize| {
+            let (tau, x) = (self.truth.temperatures[i], &self.truth.queries[i * dim..][..dim]);
+            let of_pair = |j: usize| {
+                let y = &self.truth.keys[j * dim..][..dim];
+                let score = if self.is_open(i, j) { norm(x) * norm(y) / tau } else { 0.0 };
+                let Coefficient { error, size, .. } = self.rows[i].coefficients[j];
+                let steps = (600 + 24 * n.div_ceil(64) + dim + n) as f64;
+                (error * score + size * (self.rows[i].score + steps * U * score)) / tau
+            };
+            (0..n).map(of_pair).sum()
+        };
+        (0..b).map(of_row).collect()
+    }
+}
+
+/// A name, what was found, what is expected, and how far it may be.
+pub(super) type Compared<'a> = (&'a str, &'a [f32], &'a [f64], &'a [f64]);
+
+/// Compares numbers with the definition's and gives the largest share of a bound that an error takes.
+pub(super) fn worst_share(what: &str, all: &[Compared<'_>]) -> Result<f64, String> {
     let mut worst = 0.0f64;
-    for (name, got, expected, bounds) in [
-        ("loss", &found.per_row, &forward.per_row, &pick(|row| row.loss)),
-        ("log-sum-exp", &found.log_sum_exp, &forward.log_sum_exp, &pick(|row| row.lse)),
-        ("gradient of the queries", &found.queries, &gradients.queries, &queries),
-        ("gradient of the temperatures", &found.temperatures, &gradients.temperatures, &temperatures),
-        ("gradient of the keys", &found.keys, &of_keys, &keys),
-    ] {
+    for (name, got, expected, bounds) in all {
         ensure!(got.len() == expected.len(), "{what}: {name} has {} elements", got.len());
-        for (at, ((got, expected), bound)) in got.iter().zip(expected).zip(bounds).enumerate() {
+        for (at, ((got, expected), bound)) in got.iter().zip(*expected).zip(*bounds).enumerate() {
             if f64::from(*got) == *expected {
                 continue;
             }
@@ -265,11 +323,35 @@ pub(super) fn check_values(backend: &dyn Backend, case: &ContrastCase) -> Result
             worst = worst.max(ratio);
         }
     }
-    #[allow(clippy::print_stdout, reason = "the slack of a bound is to be seen")]
-    {
-        println!("{}: {what}: error / bound {worst:.3}", backend.name());
-    }
+    Ok(worst)
+}
+
+/// Compares everything with the definition and prints the largest share of a bound that an error takes.
+pub(super) fn check_values(backend: &dyn Backend, case: &ContrastCase) -> Result<ContrastFound, String> {
+    let found = backend.contrast(case)?;
+    let what = describe(case);
+    let bounds = Bounds::new(case)?;
+    let forward = &bounds.forward;
+    ensure!(found.counted == forward.counted, "{what}: counted rows are {:?}", found.counted);
+    let gradients = bounds.gradients(&vec![1.0; case.queries.rows()]);
+    let of_keys = bounds.all_gradients().keys;
+    let [loss, lse] = bounds.of_rows();
+    let [queries, temperatures, keys] = bounds.of_gradients();
+    let all: [Compared<'_>; 5] = [
+        ("loss", &found.per_row, &forward.per_row, &loss),
+        ("log-sum-exp", &found.log_sum_exp, &forward.log_sum_exp, &lse),
+        ("gradient of the queries", &found.queries, &gradients.queries, &queries),
+        ("gradient of the temperatures", &found.temperatures, &gradients.temperatures, &temperatures),
+        ("gradient of the keys", &found.keys, &of_keys, &keys),
+    ];
+    let worst = worst_share(&what, &all)?;
+    print_share(backend, &what, worst);
     Ok(found)
+}
+
+#[allow(clippy::print_stdout, reason = "the slack of a bound is to be seen")]
+pub(super) fn print_share(backend: &dyn Backend, what: &str, worst: f64) {
+    println!("{}: {what}: error / bound {worst:.3}", backend.name());
 }
 
 /// How far the losses and gradients of two backends may be apart, for f32 rows of norm at most 1, denominator weights of

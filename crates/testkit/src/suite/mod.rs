@@ -6,13 +6,22 @@
 //! held to a bound derived beforehand.
 
 pub mod bank;
+pub mod clusters;
 pub mod contrast;
 mod contrast_bound;
+pub mod contrast_symmetric;
+pub mod credibility;
+mod credibility_bound;
+pub mod divergence;
+mod divergence_bound;
 pub mod gathered;
 mod gathered_bound;
 mod gathered_update;
 pub mod neighbors;
 pub mod ranking;
+pub mod soft_assignment;
+mod soft_bound;
+mod soft_centroids;
 
 pub use contrast_bound::{Between, between_backends};
 
@@ -36,7 +45,18 @@ pub type Check = (&'static str, fn(&dyn crate::backend::Backend) -> Outcome);
 
 /// All checks of all families.
 pub fn all() -> impl Iterator<Item = Check> {
-    let families = [neighbors::CHECKS, ranking::CHECKS, contrast::CHECKS, gathered::CHECKS, bank::CHECKS];
+    let families = [
+        neighbors::CHECKS,
+        ranking::CHECKS,
+        contrast::CHECKS,
+        gathered::CHECKS,
+        bank::CHECKS,
+        contrast_symmetric::CHECKS,
+        clusters::CHECKS,
+        soft_assignment::CHECKS,
+        credibility::CHECKS,
+        divergence::CHECKS,
+    ];
     families.into_iter().flatten().copied()
 }
 

@@ -2,9 +2,9 @@
 
 use consonance_testkit::suite;
 
-use super::{Family, fault};
+use super::{Family, assert_all_found, fault};
 
-pub(super) const BANK: Family = (
+const BANK: Family = (
     &["bank.cu"],
     suite::bank::CHECKS,
     &[
@@ -61,3 +61,8 @@ pub(super) const BANK: Family = (
         ),
     ],
 );
+
+#[test]
+fn every_fault_of_bank_is_found() {
+    assert_all_found(&BANK);
+}

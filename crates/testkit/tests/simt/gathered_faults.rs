@@ -2,9 +2,9 @@
 
 use consonance_testkit::suite;
 
-use super::{Family, fault};
+use super::{Family, assert_all_found, fault};
 
-pub(super) const GATHERED: Family = (
+const GATHERED: Family = (
     &["gathered.cu", "gathered_update.cu"],
     suite::gathered::CHECKS,
     &[
@@ -167,3 +167,8 @@ pub(super) const GATHERED: Family = (
         ),
     ],
 );
+
+#[test]
+fn every_fault_of_gathered_is_found() {
+    assert_all_found(&GATHERED);
+}

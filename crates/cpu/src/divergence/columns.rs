@@ -1,0 +1,101 @@
+//! The column pass: the gradient of the student's keys, one owner per tile of keys.
+//!
+//! ∂/∂y_j Σ_i g_i L_i = Σ_i (g_i T/τ) c_ij x_i with c_ij = p_ij − q_ij, or p_ij (b_ij − a_ij − M_i): the tile of
+//! coefficients is built in f32, and one product adds it.
+
+use rayon::prelude::*;
+
+use super::plan::{Plan, range, width};
+use super::{Direction, Forward, Problem};
+use crate::contrast::targets::load_block;
+use crate::contrast::{STRIDE, TILE};
+use crate::{simd, tile};
+
+/// Queries of one step: a fixed grid from query 0, so that the order of every sum is the same for any threads.
+const STEP: usize = 128;
+
+pub(super) fn key_gradients(problem: &Problem<'_>, plan: &Plan, forward: &Forward, g: &[f32]) -> Vec<f32> {
+    let (n, d) = (problem.student.keys.rows(), problem.student.keys.cols());
+    let outer = problem.softening / problem.student.temperature;
+    let weights: Vec<f32> = g.iter().map(|g| g * outer).collect();
+    let mut out = vec![0.0f32; n * d];
+    out.par_chunks_mut(TILE * d)
+        .enumerate()
+        .filter(|(t, _)| plan.is_live(*t))
+        .for_each_init(Scratch::default, |scratch, (t, out)| {
+            tile_gradients(problem, plan, (forward, &weights), t, scratch, out)
+        });
+    out
+}
+
+#[derive(Default)]
+struct Scratch {
+    keys: [Vec<f32>; 2],
+    bias: Vec<f32>,
+    scores: [Vec<f32>; 2],
+    gradient: Vec<f32>,
+}
+
+fn tile_gradients(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    (forward, weights): (&Forward, &[f32]),
+    t: usize,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let (student, teacher) = (&problem.student, &problem.teacher);
+    let (b, d) = (student.queries.rows(), student.keys.cols());
+    let widths = [width(&student.keys), width(&teacher.keys)];
+    let keys = range(t, student.keys.rows());
+    let Scratch { keys: [y, v], bias, scores: [of_student, of_teacher], gradient } = scratch;
+    let bias = plan.bias(t, &keys, bias);
+    let y = plan.tile(&student.keys, problem.excluded.valid, t, y);
+    let v = plan.tile(&teacher.keys, problem.excluded.valid, t, v);
+    gradient.clear();
+    gradient.resize(TILE * widths[0], 0.0);
+    of_student.resize(STEP * STRIDE, 0.0);
+    of_teacher.resize(STEP * STRIDE, 0.0);
+    for first in (0..b).step_by(STEP) {
+        let rows = first..(first + STEP).min(b);
+        let x = load_block(&student.queries, rows.clone(), STEP, widths[0]);
+        let u = load_block(&teacher.queries, rows, STEP, widths[1]);
+        tile::scores((STEP, TILE, widths[0]), (&x, widths[0]), y, (of_student, STRIDE));
+        tile::scores((STEP, TILE, widths[1]), (&u, widths[1]), v, (of_teacher, STRIDE));
+        let pairs = of_student.chunks_exact_mut(STRIDE).zip(of_teacher.chunks_exact_mut(STRIDE));
+        for (r, (of_student, of_teacher)) in pairs.enumerate() {
+            let (of_student, of_teacher) = (&mut of_student[..TILE], &mut of_teacher[..TILE]);
+            let row = first + r;
+            let weight = weights.get(row).map_or(0.0, |weight| *weight);
+            if weight == 0.0 || !forward.counted[row] {
+                of_student.fill(0.0);
+                continue;
+            }
+            plan.mask(&problem.excluded, row, &keys, [&mut *of_student, &mut *of_teacher]);
+            let shift = [forward.log_sum_exp[row], forward.teacher_log_sum_exp[row]];
+            let mean = forward.mean[row];
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (at, (s, t)) in of_student.iter_mut().zip(of_teacher.iter()).enumerate() {
+                        let bias = bias.map_or(0.0, |bias| bias[at]);
+                        let (b, a) = (s.mul_add(plan.scale[0], bias), t.mul_add(plan.scale[1], bias));
+                        let p = simd::exp_inline(b - shift[0]);
+                        let coefficient = match problem.direction {
+                            Direction::Forward => p - simd::exp_inline(a - shift[1]),
+                            // −∞ − (−∞) where the pair is not compared.
+                            Direction::Reverse if p > 0.0 => p * (b - a - mean),
+                            Direction::Reverse => 0.0,
+                        };
+                        *s = weight * coefficient;
+                    }
+                },
+            );
+        }
+        let shape = (STEP, TILE, widths[0]);
+        tile::accumulate_transposed(shape, (of_student, STRIDE), (&x, widths[0]), (gradient, widths[0]));
+    }
+    for (out, gradient) in out.chunks_exact_mut(d).zip(gradient.chunks_exact(widths[0])) {
+        out.copy_from_slice(&gradient[..d]);
+    }
+}

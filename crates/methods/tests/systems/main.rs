@@ -1,0 +1,12 @@
+//! The published systems against plain PyTorch in float64, and what they refuse.
+
+// A test or bench that cannot go on has to stop.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod golden;
+mod multimodal;
+mod mutual;
+#[allow(dead_code)] // the compatible methods' tests use the rest
+#[path = "../suite/support.rs"]
+mod support;
+mod video_speech;
