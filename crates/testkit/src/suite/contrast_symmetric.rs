@@ -110,7 +110,7 @@ fn rules(b: usize, n: usize, seed: u64) -> [ContrastRule; 5] {
 
 fn options(backend: &dyn Backend) -> Outcome {
     for (turn, ([b, n, dim], options)) in
-        (0u64..).zip([([67, 67, 9], &[0, 3, 12, 31, 32][..]), ([66, 66, 20], &[1, 18])])
+        (0u64..).zip([([67, 67, 9], &[0, 3, 4, 12, 31, 32][..]), ([66, 66, 20], &[1, 18])])
     {
         for (at, rule) in rules(b, n, turn).into_iter().enumerate() {
             for which in options.iter().copied() {

@@ -77,7 +77,7 @@ const SYMMETRIC: Family = (
             "row[half] = {largest, row[half].sum * factor,",
             "row[half] = {largest, row[half].sum,",
         )
-        .by("contrast, symmetric: scores beyond e^60"),
+        .by("contrast, symmetric: splits of both sides"),
         fault(
             "half of a column's rows have no part in its maximum",
             "include/symmetric.cuh",
@@ -173,7 +173,7 @@ const SYMMETRIC: Family = (
             "the largest coefficient is that of the queries",
             "contrast_symmetric.cu",
             "if (item < rows) {",
-            "if (item < p.pairs.query_count) {",
+            "if (item < rows && item < p.pairs.query_count) {",
         )
         .by("contrast, symmetric: positives left out"),
         fault(

@@ -29,7 +29,7 @@ const PLAIN: Family = (
             "left_out ? divisor_of(p, squares, count - 1) : 1.0;",
             "left_out ? divisor_of(p, squares, count) : 1.0;",
         )
-        .by("credibility: classes of one row, and one class"),
+        .by("credibility: real inputs within the bound"),
         fault(
             "the norm of a direction has the row in it",
             "credibility.cu",
@@ -66,7 +66,7 @@ const PLAIN: Family = (
             "logf(others.sum / own.sum)",
             "logf((others.sum + own.sum) / own.sum)",
         )
-        .by("credibility: classes of one row, and one class"),
+        .by("credibility: real inputs within the bound"),
         fault(
             "odds forget how the maxima differ",
             "credibility.cu",

@@ -14,8 +14,8 @@ const DIVERGENCE: Family = (
         fault(
             "the second side's slabs are those of the first",
             "include/sweep.cuh",
-            "columns[side], column, step);",
-            "columns[0], column, step);",
+            "Shape::SLAB_OF_TILE, columns[side], column,",
+            "Shape::SLAB_OF_TILE, columns[0], column,",
         )
         .by("divergence: sizes"),
         fault(

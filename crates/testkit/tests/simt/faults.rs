@@ -285,7 +285,7 @@ const CONTRAST: Family = (
         ),
         fault(
             "a margin has the wrong sign",
-            "include/softmax.cuh",
+            "include/floats.cuh",
             "(m >= 0.0f ? 1.0f : e)",
             "(m < 0.0f ? 1.0f : e)",
         ),
@@ -422,9 +422,12 @@ fn assert_all_found(family: &Family) {
     if skipped_without_compiler() {
         return;
     }
+    // One fault by a part of its name, while it is being written.
+    let named = std::env::var("CONSONANCE_FAULT").ok();
     let unfound: Vec<String> = family
         .2
         .par_iter()
+        .filter(|fault| named.as_ref().is_none_or(|name| fault.what.contains(name)))
         .filter_map(|fault| {
             let message = found(family, fault);
             if let Ok(message) = &message {
