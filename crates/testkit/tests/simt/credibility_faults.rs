@@ -29,7 +29,7 @@ const PLAIN: Family = (
             "left_out ? divisor_of(p, squares, count - 1) : 1.0;",
             "left_out ? divisor_of(p, squares, count) : 1.0;",
         )
-        .by("credibility: real inputs within the bound"),
+        .by("credibility: integers against the definition"),
         fault(
             "the norm of a direction has the row in it",
             "credibility.cu",

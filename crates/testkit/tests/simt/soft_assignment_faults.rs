@@ -15,7 +15,7 @@ const PLAIN: Family = (
             "cancels = squared < CANCELS * total && total < INFINITY;",
             "cancels = squared < 0.0f * total && total < INFINITY;",
         )
-        .by("soft_centroids: within the bound"),
+        .by("soft_assignment: points on their centroids"),
         fault(
             "a distance from differences goes to the wrong element",
             "include/distance.cuh",
