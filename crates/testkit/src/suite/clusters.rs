@@ -100,7 +100,7 @@ fn axes(n: usize, d: usize, seed: u64) -> Vec<f32> {
     let mut x = vec![0.0; n * d];
     for (x, label) in x.chunks_exact_mut(d).zip(data::labels(n, 4 * d as u32, seed)) {
         let axis = label as usize % d;
-        x[axis] = if label as usize / d % 2 == 0 { 2.0 } else { -4.0 };
+        x[axis] = if (label as usize / d).is_multiple_of(2) { 2.0 } else { -4.0 };
         // Two axes: a norm that is not a power of two, as the CPU rounds it.
         x[(axis + 1) % d] += if label as usize / d > 1 { 2.0 } else { 0.0 };
     }
