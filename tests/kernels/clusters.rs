@@ -6,14 +6,19 @@ use consonance::{ClusterCount, ClusterStart, Geometry, SubClusters, SubClustersO
 use super::{integers, labels, with_kernels};
 
 /// What both backends give bit for bit.
-fn bits(found: &SubClusters) -> (Vec<Vec<f32>>, Vec<f32>, [Vec<u32>; 2], Vec<usize>, Vec<u32>) {
-    (
-        found.centroids.to_vec2().unwrap(),
-        found.margin.to_vec1().unwrap(),
-        [found.sizes.to_vec1().unwrap(), found.assignment.to_vec1().unwrap()],
-        found.offsets.clone(),
+fn bits(found: &SubClusters) -> [Vec<u32>; 6] {
+    let floats = |tensor: &Tensor| -> Vec<u32> {
+        let flat: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        flat.iter().map(|value| value.to_bits()).collect()
+    };
+    [
+        floats(&found.centroids),
+        floats(&found.margin),
+        found.sizes.to_vec1().unwrap(),
+        found.assignment.to_vec1().unwrap(),
+        found.offsets.iter().map(|offset| *offset as u32).collect(),
         found.labels.clone(),
-    )
+    ]
 }
 
 #[test]
