@@ -14,6 +14,7 @@ mod work;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 use consonance::cuda::DType;
 use consonance_cpu::neighbors::Metric;
@@ -45,17 +46,24 @@ fn the_kernels_pass_the_suite_with_the_same_bits_under_every_schedule_and_plan()
     let runs = if std::env::var_os("CONSONANCE_SIMT_COVERAGE").is_some() { &RUNS[..1] } else { &RUNS[..] };
     let checks: Vec<suite::Check> = suite::all().collect();
     let jobs: Vec<_> = checks.iter().flat_map(|check| runs.iter().map(move |run| (check, *run))).collect();
-    let digests: Vec<Result<u64, String>> = jobs
+    let outcomes: Vec<(Result<u64, String>, Duration)> = jobs
         .into_par_iter()
         .map(|((name, check), (multiprocessors, seed))| {
             let name = format!("{name}, {multiprocessors} multiprocessors, schedule {seed}");
             let simt = Simt::new(LIBRARY.clone(), multiprocessors, seed);
             let backend = Recorded::new(OnDevice::new(name.as_str(), simt));
+            let begun = Instant::now();
             let outcome = check(&backend);
+            let took = begun.elapsed();
             launched.lock().unwrap().extend(backend.backend().executor().launched());
-            outcome.map(|()| backend.digest()).map_err(|message| format!("{name}: {message}"))
+            (outcome.map(|()| backend.digest()).map_err(|message| format!("{name}: {message}")), took)
         })
         .collect();
+    for (outcomes, (name, _)) in outcomes.chunks(runs.len()).zip(&checks) {
+        let took: Duration = outcomes.iter().map(|(_, took)| *took).sum();
+        println!("{name}: {:.1} s for {} runs", took.as_secs_f64(), runs.len());
+    }
+    let digests: Vec<Result<u64, String>> = outcomes.into_iter().map(|(outcome, _)| outcome).collect();
     let failures: Vec<&String> = digests.iter().filter_map(|digest| digest.as_ref().err()).collect();
     assert!(failures.is_empty(), "{failures:#?}");
     for (digests, (name, _)) in digests.chunks(runs.len()).zip(&checks) {
