@@ -163,7 +163,7 @@ __device__ __forceinline__ void rows(const Contrast& p) {
     using Shape = Sweep<T, GROUPS>;
     using Reducer = RowSums<T, Shape>;
     unsigned char* const bytes = ptx::shared_memory();
-    Reducer reducer{p, *reinterpret_cast<typename Reducer::Shared*>(bytes + Shape::BYTES), {}};
+    Reducer reducer{p, *reinterpret_cast<typename Reducer::Shared*>(bytes + Shape::BYTES)};
     const uint32_t first_row = blockIdx.x * MANY_ROWS;
     const uint32_t first_dim = blockIdx.z * GRADIENT_DIMS * GROUPS;
     const KeyRange range = split_range({0, p.key_count}, blockIdx.y, p.splits);

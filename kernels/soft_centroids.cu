@@ -33,17 +33,18 @@ struct Responsibilities {
         float log_sum_exp[TILE_KEYS];
         float weights[TILE_KEYS];
         float exchange[2][Shape::GROUPS][MANY_ROWS];
+        // Of every thread, of its two rows: the sums of r, and of r as it is multiplied. The sums of the rows leave no
+        // registers for them.
+        float2 parts[2][Shape::THREADS];
+        uint32_t first_point;
     };
 
     const SoftCentroids& p;
     Shared& shared;
     uint32_t first_centroid;
     uint32_t end_point;
-    float unit;
-    uint32_t first_point;
-    // Sums of this thread's elements: of r, and of r as it is multiplied.
-    float mass[2];
-    float weight[2];
+
+    __device__ __forceinline__ float2& part(int half) const { return shared.parts[half][threadIdx.x]; }
 
     // A barrier follows before the first tile is taken.
     __device__ __forceinline__ void begin() {
@@ -53,11 +54,16 @@ struct Responsibilities {
             shared.rates[threadIdx.x] =
                 centroid < p.soft.centroid_count ? array<float>(p.soft.rates)[centroid] : 0.0f;
         }
+        part(0) = {0.0f, 0.0f};
+        part(1) = part(0);
     }
 
     __device__ __forceinline__ void publish(uint32_t first) {
-        first_point = first;
+        if (threadIdx.x == 0) {
+            shared.first_point = first;
+        }
         if (threadIdx.x < TILE_KEYS) {
+            const float unit = unit_for(__uint_as_float(*array<uint32_t>(p.largest_scale)));
             const uint32_t point = first + threadIdx.x;
             const bool counts = point < end_point;
             shared.points[threadIdx.x] = counts ? side_of_point(p.soft, point) : Side{0.0f, INFINITY};
@@ -93,7 +99,7 @@ struct Responsibilities {
                 hits |= cancels ? 1u << i : 0u;
             }
             replace_cancelled<T>(p.soft, values, hits, [&](int i) {
-                return uint2{first_point + static_cast<uint32_t>(Shape::column_of(i)), first_centroid + row};
+                return uint2{shared.first_point + static_cast<uint32_t>(Shape::column_of(i)), first_centroid + row};
             });
             float sum = 0.0f;
             float sum_of_rounded = 0.0f;
@@ -111,8 +117,8 @@ struct Responsibilities {
                 }
                 coefficients.set(row, Shape::column_of(i), tile[0], tile[1]);
             }
-            mass[half] += sum;
-            weight[half] += sum_of_rounded;
+            part(half).x += sum;
+            part(half).y += sum_of_rounded;
         }
     }
 
@@ -122,12 +128,12 @@ struct Responsibilities {
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
             for (int step = 1; step < 4; step *= 2) {
-                mass[half] += __shfl_xor_sync(ALL_LANES, mass[half], step);
-                weight[half] += __shfl_xor_sync(ALL_LANES, weight[half], step);
+                part(half).x += __shfl_xor_sync(ALL_LANES, part(half).x, step);
+                part(half).y += __shfl_xor_sync(ALL_LANES, part(half).y, step);
             }
             if (lane_index() % 4 == 0) {
-                shared.exchange[0][Shape::group()][Shape::row_of(half)] = mass[half];
-                shared.exchange[1][Shape::group()][Shape::row_of(half)] = weight[half];
+                shared.exchange[0][Shape::group()][Shape::row_of(half)] = part(half).x;
+                shared.exchange[1][Shape::group()][Shape::row_of(half)] = part(half).y;
             }
         }
         __syncthreads();
@@ -157,15 +163,14 @@ __device__ __forceinline__ void rows(const SoftCentroids& p) {
     const uint32_t first_centroid = blockIdx.x * MANY_ROWS;
     const uint32_t first_dim = blockIdx.z * static_cast<uint32_t>(GROUPS) * GRADIENT_DIMS;
     const KeyRange range = split_range({0, p.soft.point_count}, blockIdx.y, p.splits);
-    const float unit = unit_for(__uint_as_float(*array<uint32_t>(p.largest_scale)));
-    Reducer reducer{p, shared, first_centroid, range.end, unit, 0, {}, {}};
+    Reducer reducer{p, shared, first_centroid, range.end};
     reducer.begin();
     const auto operands = make_source<T>(p.soft.operands, p.soft.operand_stride, 0, p.soft.centroid_count,
                                          p.soft.operand_dim);
     const auto points = make_source<T>(p.soft.points, p.soft.point_stride, 0, range.end, p.soft.dim);
     ValueSums sums;
     sums.clear();
-    sweep<Shape>(reducer, sums, stages, operands, first_centroid, points, range.first, true, first_dim);
+    sweep<Shape, true>(reducer, sums, stages, operands, first_centroid, points, range.first, true, first_dim);
     reducer.end();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

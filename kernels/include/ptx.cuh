@@ -28,6 +28,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The same value, of which the compiler knows nothing: what follows from it is computed anew where it is needed, and not
+// kept in registers that the kernel has no more of.
+__device__ __forceinline__ int anew(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 // --- Vector accesses. The address must be a multiple of the size: these are checked under simt. ---
 
 __device__ __forceinline__ uint4 load_16(const void* from) { return *static_cast<const uint4*>(from); }

@@ -106,14 +106,17 @@ struct RowSums {
         // Of every group of warps, by row: the maxima of a tile, and at the end its sums.
         float exchange[2][Shape::GROUPS][MANY_ROWS];
         BoundedRows bounded;
+        // Of every thread, of its two rows. The sums of gradients leave no registers for them.
+        RowPartial parts[2][Shape::THREADS];
     };
     // 16 bits of f16 have no range for coefficients that are relative to a constant.
     static constexpr bool MAY_BE_BOUNDED = !std::is_same_v<T, f16>;
 
     const Contrast& p;
     Shared& shared;
-    // Sums of this thread's elements.
-    RowPartial row[2];
+
+    // The sums of this thread's elements.
+    __device__ __forceinline__ RowPartial& part(int half) const { return shared.parts[half][threadIdx.x]; }
 
     // A barrier follows before the first tile is taken.
     __device__ __forceinline__ void begin(uint32_t first_row) {
@@ -123,8 +126,8 @@ struct RowSums {
             shared.scale[threadIdx.x] = number < p.query_count ? LOG2_E / temperature_of(p, number) : 0.0f;
             shared.bounded.set(MAY_BE_BOUNDED && is_bounded_query(p, number));
         }
-        row[0] = {-INFINITY, 0.0f, 0.0f};
-        row[1] = row[0];
+        part(0) = {-INFINITY, 0.0f, 0.0f};
+        part(1) = part(0);
     }
 
     __device__ __forceinline__ void publish(uint32_t first_key) {
@@ -172,9 +175,9 @@ struct RowSums {
                 masks[half].close(masks[half].positive());
             }
             if (MAY_BE_BOUNDED && shared.bounded.at(Shape::row_of(half))) {
-                row[half].largest = BOUNDED_LARGEST;
+                part(half).largest = BOUNDED_LARGEST;
             }
-            largest[half] = row[half].largest;
+            largest[half] = part(half).largest;
         }
         // A row's bits are the same whether others of the tile are bounded or not.
         if (!MAY_BE_BOUNDED || !shared.bounded.all()) {
@@ -190,13 +193,13 @@ struct RowSums {
             share_maxima(largest);
         }
         // Most tiles leave all maxima of a warp as they are.
-        const bool grows = largest[0] > row[0].largest || largest[1] > row[1].largest;
+        const bool grows = largest[0] > part(0).largest || largest[1] > part(1).largest;
         if (__any_sync(ALL_LANES, grows)) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 // −∞ for both: nothing is there to be rescaled.
-                const float factor = largest[half] > -INFINITY ? ptx::exp2_fast(row[half].largest - largest[half]) : 1.0f;
-                row[half] = {largest[half], row[half].sum * factor, row[half].along * factor};
+                const float factor = largest[half] > -INFINITY ? ptx::exp2_fast(part(half).largest - largest[half]) : 1.0f;
+                part(half) = {largest[half], part(half).sum * factor, part(half).along * factor};
                 sums.scale(half, factor);
             }
         }
@@ -218,8 +221,8 @@ struct RowSums {
                 coefficients.set(Shape::row_of(half), Shape::column_of(i), tile[0] * COEFFICIENT_UNIT,
                                  tile[1] * COEFFICIENT_UNIT);
             }
-            row[half].sum += sum;
-            row[half].along += along;
+            part(half).sum += sum;
+            part(half).along += along;
         }
     }
 
@@ -227,7 +230,7 @@ struct RowSums {
     __device__ __forceinline__ void end() {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            RowPartial& mine = row[half];
+            RowPartial& mine = part(half);
 #pragma unroll
             for (int step = 1; step < 4; step *= 2) {
                 mine.sum += __shfl_xor_sync(ALL_LANES, mine.sum, step);
@@ -240,8 +243,8 @@ struct RowSums {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 if (lane_index() % 4 == 0) {
-                    shared.exchange[0][Shape::group()][Shape::row_of(half)] = row[half].sum;
-                    shared.exchange[1][Shape::group()][Shape::row_of(half)] = row[half].along;
+                    shared.exchange[0][Shape::group()][Shape::row_of(half)] = part(half).sum;
+                    shared.exchange[1][Shape::group()][Shape::row_of(half)] = part(half).along;
                 }
             }
             __syncthreads();
@@ -252,7 +255,7 @@ struct RowSums {
             if (Shape::group() != 0 || lane_index() % 4 != 0 || query == NONE) {
                 continue;
             }
-            RowPartial mine = row[half];
+            RowPartial mine = part(half);
 #pragma unroll
             for (int group = 1; group < Shape::GROUPS; ++group) {
                 mine.sum += shared.exchange[0][group][Shape::row_of(half)];

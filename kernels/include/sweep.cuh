@@ -219,9 +219,9 @@ struct ValueSums {
 
 // Streams the columns at positions [first_column, columns.end) past the rows from `first_row` on, of one side or of two,
 // whose columns are as many. With `values` the dimensions of the first side's columns from `first_dim` on, a multiple of
-// GRADIENT_DIMS, are multiplied by the coefficients and summed. Rows may have twice as many slabs as columns, which then
-// pass twice: rows as the sum of two rows of 16-bit elements.
-template <class Shape, int SIDES, class T, class Reducer>
+// GRADIENT_DIMS, are multiplied by the coefficients and summed. TWICE: rows may have twice as many slabs as columns, which
+// then pass twice: rows as the sum of two rows of 16-bit elements.
+template <class Shape, int SIDES, bool TWICE = false, class T, class Reducer>
 __device__ __forceinline__ void sweep_sides(Reducer& reducer, ValueSums& sums, unsigned char* shared,
                                             const Source<T> (&rows)[SIDES], uint32_t first_row,
                                             const Source<T> (&columns)[SIDES], uint32_t first_column, bool values,
@@ -229,12 +229,10 @@ __device__ __forceinline__ void sweep_sides(Reducer& reducer, ValueSums& sums, u
     constexpr int THREADS = Shape::THREADS;
     constexpr uint32_t VALUE_STEPS = static_cast<uint32_t>(Shape::VALUE_STEPS);
     uint32_t parts[SIDES];
-    uint32_t column_parts[SIDES];
     uint32_t steps = values ? VALUE_STEPS : 0;
 #pragma unroll
     for (int side = 0; side < SIDES; ++side) {
         parts[side] = (rows[side].dim + SLAB<T> - 1) / SLAB<T>;
-        column_parts[side] = (columns[side].dim + SLAB<T> - 1) / SLAB<T>;
         steps += parts[side];
     }
     const uint32_t tiles = (columns[0].end - first_column + TILE_KEYS - 1) / TILE_KEYS;
@@ -247,6 +245,12 @@ __device__ __forceinline__ void sweep_sides(Reducer& reducer, ValueSums& sums, u
         if (next_tile < tiles) {
             unsigned char* const stage = shared + next_stage * Shape::STAGE_BYTES;
             const uint32_t column = first_column + next_tile * TILE_KEYS;
+            const auto copy_side = [&](int side, uint32_t part) {
+                const uint32_t passed = (columns[side].dim + SLAB<T> - 1) / SLAB<T>;
+                copy_slab<Shape::ROWS, THREADS>(stage, rows[side], first_row, part);
+                copy_slab<Shape::WIDTH, THREADS>(stage + Shape::SLAB_OF_TILE, columns[side], column,
+                                                 TWICE && part >= passed ? part - passed : part);
+            };
             // The step within the side whose turn it is, or within the values.
             uint32_t step = next_step;
             bool scores = false;
@@ -254,9 +258,7 @@ __device__ __forceinline__ void sweep_sides(Reducer& reducer, ValueSums& sums, u
             for (int side = 0; side < SIDES; ++side) {
                 if (!scores && step < parts[side]) {
                     scores = true;
-                    copy_slab<Shape::ROWS, THREADS>(stage, rows[side], first_row, step);
-                    copy_slab<Shape::WIDTH, THREADS>(stage + Shape::SLAB_OF_TILE, columns[side], column,
-                                                     step < column_parts[side] ? step : step - column_parts[side]);
+                    copy_side(side, step);
                 } else if (!scores) {
                     step -= parts[side];
                 }
@@ -319,7 +321,7 @@ __device__ __forceinline__ void sweep_sides(Reducer& reducer, ValueSums& sums, u
             for (int step = 0; step < Shape::VALUE_STEPS; ++step) {
                 // The barrier within is the one between the coefficients' writers and readers.
                 const unsigned char* const slabs = next_slabs();
-                sums.add(coefficients, Shape::row(), slabs + Shape::group() * Shape::SLAB_OF_TILE,
+                sums.add(coefficients, ptx::anew(Shape::row()), slabs + Shape::group() * Shape::SLAB_OF_TILE,
                          step * SLAB<T> / 8);
             }
         }
@@ -328,11 +330,12 @@ __device__ __forceinline__ void sweep_sides(Reducer& reducer, ValueSums& sums, u
 }
 
 // The sweep of one side.
-template <class Shape, class T, class Reducer>
+template <class Shape, bool TWICE = false, class T, class Reducer>
 __device__ __forceinline__ void sweep(Reducer& reducer, ValueSums& sums, unsigned char* shared, const Source<T>& rows,
                                       uint32_t first_row, const Source<T>& columns, uint32_t first_column, bool values,
                                       uint32_t first_dim) {
     const Source<T> of_rows[1] = {rows};
     const Source<T> of_columns[1] = {columns};
-    sweep_sides<Shape, 1>(reducer, sums, shared, of_rows, first_row, of_columns, first_column, values, first_dim);
+    sweep_sides<Shape, 1, TWICE>(reducer, sums, shared, of_rows, first_row, of_columns, first_column, values,
+                                 first_dim);
 }

@@ -92,8 +92,9 @@ impl Compiler {
     pub(crate) fn kernel_flags(&self, optimized: bool, coverage: bool) -> Vec<&'static str> {
         let special: &[&str] = if self.clang { KERNELS_CLANG } else { KERNELS_GCC };
         let coverage: &[&str] = if coverage { COVERAGE } else { &[] };
-        let level = if optimized { "-O1" } else { "-O0" };
-        COMMON.iter().chain([&level]).chain(KERNELS).chain(special).chain(coverage).copied().collect()
+        // Deliberate faults are not optimized, and may leave a variable without use.
+        let level: &[&str] = if optimized { &["-O1"] } else { &["-O0", "-Wno-unused"] };
+        COMMON.iter().chain(KERNELS).chain(level).chain(special).chain(coverage).copied().collect()
     }
 
     fn command(&self) -> Command {

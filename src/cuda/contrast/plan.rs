@@ -66,7 +66,9 @@ impl Shape {
 
     /// With `RowSums::Shared` behind.
     pub(super) fn rows_shared_bytes(self) -> usize {
-        self.sweep_bytes() + 2 * FACTS_BYTES + 2 * TILE_FLOATS + 2 * self.groups * TILE_FLOATS + BOUNDED_BYTES
+        let exchange = 2 * self.groups * TILE_FLOATS;
+        let parts = 2 * self.groups * TILE_THREADS * ROW_PARTIAL_BYTES;
+        self.sweep_bytes() + 2 * FACTS_BYTES + 2 * TILE_FLOATS + exchange + BOUNDED_BYTES + parts
     }
 
     /// With `KeyGradient::Shared` behind.

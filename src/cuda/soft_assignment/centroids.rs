@@ -29,7 +29,9 @@ fn shared_bytes(shape: Shape) -> usize {
     let centroids = MANY_ROWS * 3;
     let points = TILE_KEYS * 4;
     let exchange = 2 * shape.groups * MANY_ROWS;
-    shape.sweep_bytes() + (centroids + points + exchange) * size_of::<f32>()
+    let parts = 2 * 2 * shape.groups * TILE_THREADS;
+    // The first point, and up to a multiple of 8 bytes.
+    shape.sweep_bytes() + (centroids + points + exchange + parts + 2) * size_of::<f32>()
 }
 
 /// Every centroid moves to the mean of all points, or to their mean direction, weighed by their responsibilities

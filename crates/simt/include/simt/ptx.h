@@ -16,6 +16,8 @@ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(static_cast<const unsigned char*>(pointer) - ::simt::shared_memory());
 }
 
+__forceinline__ int anew(int value) { return value; }
+
 __forceinline__ uint4 load_16(const void* from) { return ::simt::cast_bits<uint4>(::simt::load_16(from)); }
 __forceinline__ uint2 load_8(const void* from) { return ::simt::cast_bits<uint2>(::simt::load_8(from)); }
 __forceinline__ void store_16(void* to, uint4 value) {

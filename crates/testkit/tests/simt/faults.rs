@@ -238,8 +238,8 @@ const CONTRAST: Family = (
         fault(
             "a sum is not rescaled when the maximum grows",
             "include/softmax.cuh",
-            "row[half] = {largest[half], row[half].sum * factor,",
-            "row[half] = {largest[half], row[half].sum,",
+            "part(half) = {largest[half], part(half).sum * factor,",
+            "part(half) = {largest[half], part(half).sum,",
         ),
         fault(
             "sums of keys are not rescaled when the maximum grows",
