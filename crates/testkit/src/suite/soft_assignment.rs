@@ -55,8 +55,9 @@ fn integer_case(types: [DType; 2], [n, k, dim]: [usize; 3], affinity: Affinity, 
 }
 
 /// Scales that are powers of two, so that scores of integers tie exactly where they tie.
+/// Powers of two, others in every tile of 64 centroids.
 fn scales(k: usize) -> Vec<f64> {
-    (0..k).map(|k| [1.0, 0.5, 2.0, 4.0][k % 4]).collect()
+    (0..k).map(|k| [1.0, 0.5, 2.0, 4.0][(k + k / 64) % 4]).collect()
 }
 
 /// The most probable centroid, ties to the smaller index, of f32 scores of exact squared distances.
