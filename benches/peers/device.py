@@ -186,6 +186,16 @@ def clusters_of_packages(points, k):
         yield "fast-pytorch-kmeans, a loop over classes", fit
     except ImportError as error:
         yield "fast-pytorch-kmeans", missing(error)
+    try:
+        from pt_kmeans import kmeans
+
+        def fit_each():
+            for rows in points:
+                kmeans(rows, k, max_iters=ITERATIONS, tol=0.0, initial_centers=rows[:k])
+
+        yield "pt-kmeans, a loop over classes", fit_each
+    except ImportError as error:
+        yield "pt-kmeans", missing(error)
 
 
 def missing(error):
