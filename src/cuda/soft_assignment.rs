@@ -58,7 +58,7 @@ pub(super) fn rows_shared_bytes() -> u32 {
 
 /// Rows of a chunk whose copies take `elements` each: whole tiles, and no more memory than a bank's batch.
 pub(super) fn chunk_rows(rows: usize, elements: usize) -> usize {
-    (CHUNK_ELEMENTS / elements.max(1)).next_multiple_of(MANY_ROWS).max(MANY_ROWS).min(rows).max(1)
+    (CHUNK_ELEMENTS / elements.max(1)).max(1).next_multiple_of(MANY_ROWS).min(rows).max(1)
 }
 
 /// p_ik ∝ e^{s_ik} over all centroids or over the m nearest, with its entropy; returns without waiting for the device.

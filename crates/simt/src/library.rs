@@ -107,7 +107,7 @@ impl Library {
     }
 
     /// As [`Library::compile`], without optimization: compiled in less than half the time and some 1.5 times as slow, for
-    /// kernels that run once.
+    /// kernels that run once. What is defined and never used is no error.
     ///
     /// # Errors
     /// Those of [`Library::compile`].

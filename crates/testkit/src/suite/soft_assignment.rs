@@ -54,8 +54,8 @@ fn integer_case(types: [DType; 2], [n, k, dim]: [usize; 3], affinity: Affinity, 
     }
 }
 
-/// Scales that are powers of two, so that scores of integers tie exactly where they tie.
-/// Powers of two, others in every tile of 64 centroids.
+/// Scales that are powers of two, so that scores of integers tie exactly where they tie; others in every tile of 64
+/// centroids.
 fn scales(k: usize) -> Vec<f64> {
     (0..k).map(|k| [1.0, 0.5, 2.0, 4.0][(k + k / 64) % 4]).collect()
 }
