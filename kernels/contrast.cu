@@ -7,6 +7,7 @@
 //   check    rows, temperatures, weights and lists that the sums cannot take; norms and the largest   (status)
 //   old      inverse norms of old embeddings
 //   rows     lse and Σ p y over the keys that are no positives, rescaled online: one sweep over the keys (softmax.cuh)
+//   pace     negatives of the query's group, which have weights of their own: another split (contrast_pace.cu)
 //   targets  joins the splits; walks the positives, one by one in f32: losses, and the queries' gradient (targets.cuh)
 //   weigh    weights of the rows in the keys' gradient
 //   keys     coefficients from the rows' lse, transposed, times the queries: a key has one owner         (gradient.cuh)
@@ -166,7 +167,7 @@ __device__ __forceinline__ void rows(const Contrast& p) {
     Reducer reducer{p, *reinterpret_cast<typename Reducer::Shared*>(bytes + Shape::BYTES)};
     const uint32_t first_row = blockIdx.x * MANY_ROWS;
     const uint32_t first_dim = blockIdx.z * GRADIENT_DIMS * GROUPS;
-    const KeyRange range = split_range({0, p.key_count}, blockIdx.y, p.splits);
+    const KeyRange range = split_range({0, p.key_count}, blockIdx.y, gridDim.y);
     const bool values = p.query_gradient != 0;
     ValueSums sums;
     sums.clear();

@@ -6,7 +6,7 @@
 #
 # There: tar xf consonance-gpu.tar.gz && consonance-gpu/run.sh, which writes consonance-gpu/report/report.md.
 #
-# A test or bench belongs to it when its source asks for a device: CudaExecutor or device_or_skip.
+# One test program and one bench program: each carries all kernels, so a program a family would be ten times as large.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,24 +30,14 @@ folder=$target/$name
 rm -rf "$folder"
 mkdir -p "$folder/tests" "$folder/benches"
 
-# The targets in tests/ or benches/ that ask for a device; a folder beside belongs to the file of its name.
-device_targets() {
-    local root=$1 file stem
-    for file in "$root"/*.rs; do
-        stem=$(basename "$file" .rs)
-        if grep -qrE 'CudaExecutor|device_or_skip' "$file" $([ ! -d "$root/$stem" ] || echo "$root/$stem"); then
-            echo "$stem"
-        fi
-    done
-}
-
 # Builds the targets of a kind with a feature and copies their binaries: build KIND FEATURE FOLDER PROFILE TARGET...
 build() {
     local kind=$1 feature=$2 to=$3 profile=$4 target arguments=()
     shift 4
     for target in "$@"; do arguments+=("--$kind" "$target"); done
-    # Machine code for every device, and no build without kernels.
-    CONSONANCE_REQUIRE_NVCC=1 CONSONANCE_CUDA_ARCHS=80,89,90a CONSONANCE_NVCC_FLAGS=-lineinfo \
+    # Machine code for every device, and no build without kernels. Lines are what compute-sanitizer names.
+    CONSONANCE_REQUIRE_NVCC=1 CONSONANCE_CUDA_ARCHS=80,89,90a \
+        CONSONANCE_NVCC_FLAGS=$([ "$kind" != test ] || echo -lineinfo) \
         cargo test --locked --workspace --features "$feature" --profile "$profile" --no-run \
         --message-format=json "${arguments[@]}" > "$folder/messages.json"
     python3 - "$folder/messages.json" "$to" "$kind" "$@" << 'EOF'
@@ -72,13 +62,9 @@ EOF
     rm "$folder/messages.json"
 }
 
-mapfile -t tests < <(device_targets tests | grep -v '^candle_')
-mapfile -t candle_tests < <(device_targets tests | grep '^candle_')
-mapfile -t benches < <(device_targets benches)
-[ "${#tests[@]}" -gt 0 ] || fail "no file in tests/ asks for a device"
-build test cuda "$folder/tests" dev "${tests[@]}"
-[ "${#benches[@]}" -eq 0 ] || build bench cuda "$folder/benches" bench "${benches[@]}"
-[ "$candle" -eq 0 ] || build test candle-cuda "$folder/tests" dev "${candle_tests[@]}"
+build test cuda "$folder/tests" dev cuda
+build bench cuda "$folder/benches" bench cuda
+[ "$candle" -eq 0 ] || build test candle-cuda "$folder/tests" dev candle_cuda
 
 cp tools/gpu-bundle/run.sh "$folder/run.sh"
 mkdir "$folder/peers"
@@ -87,7 +73,9 @@ cp benches/peers/device.py benches/peers/device.json benches/peers/device-requir
     echo "commit $(git rev-parse HEAD 2> /dev/null || echo unknown)$(git diff --quiet HEAD 2> /dev/null || echo ' with changes')"
     echo "rustc $(rustc --version)"
 } > "$folder/built.txt"
-# What run.sh must find.
+# What run.sh must find, and the families of the benches, each of which has a time of its own.
+sed -n 's/^    ("\([a-z_]*\)", .*::bench),$/\1/p' benches/cuda/main.rs > "$folder/families.txt"
+[ -s "$folder/families.txt" ] || fail "benches/cuda/main.rs names no family"
 (cd "$folder" && find tests benches -type f | sort > binaries.txt)
 
 tar --sort=name --owner=0 --group=0 -C "$target" -cf - "$name" | gzip -9 > "$folder.tar.gz"

@@ -195,6 +195,9 @@ constexpr uint32_t RULE_ALL = 4;
 constexpr uint32_t AFFINITY_NONE = 0;
 constexpr uint32_t AFFINITY_HALF = 1;
 constexpr uint32_t AFFINITY_EXP = 2;
+// How close two rows of a group are: by the difference of times, or by the cosine of features.
+constexpr uint32_t CLOSENESS_TIMES = 0;
+constexpr uint32_t CLOSENESS_FEATURES = 1;
 // Dimensions whose gradient one group of four warps sums.
 constexpr uint32_t GRADIENT_DIMS = 128;
 // Bytes of what one split of the keys knows of a row.
@@ -202,10 +205,12 @@ constexpr uint32_t ROW_PARTIAL_BYTES = 12;
 // Dimensions of the sums over positives that one block has, and its shared memory.
 constexpr uint32_t TARGET_DIMS = 1024;
 constexpr uint32_t TARGET_SHARED_BYTES = 32864;
+// Shared memory of a block that weighs the negatives of a group, of as many dimensions.
+constexpr uint32_t PACE_SHARED_BYTES = 16432;
 // Words of the status of a problem: the least bad query, key, temperature, denominator weight, list, old query and old
 // key; then the complements of the bits of the largest squared norm of queries and of valid keys, and of the largest
-// |log₂ u|.
-constexpr uint32_t CONTRAST_STATUS = 10;
+// |log₂ u|; then the least bad time or feature row of the queries and of the keys.
+constexpr uint32_t CONTRAST_STATUS = 12;
 // Rows that one block checks.
 constexpr uint32_t CHECKED_ROWS = 64;
 // Old and new dimensions of a block's part of the moments.
@@ -246,6 +251,10 @@ struct Contrast {
     // u32 by query and key number: keys of the query's label that are no positives are in no denominator.
     uint64_t left_out_queries;
     uint64_t left_out_keys;
+    // u32 by query and key number: negatives of the query's group are weighed one by one (contrast_pace_*), and leave the
+    // sums over tiles.
+    uint64_t query_groups;
+    uint64_t key_groups;
     // Affinity: old embeddings [queries, old_dim] and [keys, old_dim] with rows `stride` elements apart, and f32
     // inverses of their norms.
     uint64_t old_queries;
@@ -269,7 +278,7 @@ struct Contrast {
     // f32 [queries]: the gradient of every row's loss; f32 [keys, dim].
     uint64_t upstream;
     uint64_t key_gradient;
-    // [queries, splits] of ROW_PARTIAL_BYTES; f32 [splits, queries, dim].
+    // [queries, splits] of ROW_PARTIAL_BYTES; f32 [splits, queries, dim]. With groups, the last split is their own.
     uint64_t partials;
     uint64_t partial_gradients;
     // f32 [queries] and f32: weights of the rows in the gradient of the keys, in units of a power of two.
@@ -310,6 +319,30 @@ struct Contrast {
     uint32_t padded;
     // 1 when the sums along ⟨x, y⟩ have the positives of the denominator in them.
     uint32_t positives_within;
+    uint32_t reserved;
+};
+
+// contrast_pace_*: the negatives of a query's own group, weighed one by one.
+struct ContrastPace {
+    Contrast contrast;
+    // u32 [queries] and [keys]: row numbers in the order of their groups.
+    uint64_t query_order;
+    uint64_t key_order;
+    // CLOSENESS_TIMES: f32 [queries] and [keys]; CLOSENESS_FEATURES: matrices [rows, feature_dim] with rows `stride`
+    // elements apart.
+    uint64_t query_closeness;
+    uint64_t key_closeness;
+    uint64_t query_stride;
+    uint64_t key_stride;
+    uint32_t closeness;
+    uint32_t feature_dim;
+    uint32_t query_type;
+    uint32_t key_type;
+    // Bits of f32: what times are divided by, and the pace.
+    uint32_t time_scale;
+    uint32_t pace;
+    // 1 when the weight falls linearly up to the pace, 0 when it is 1 up to there.
+    uint32_t is_soft;
     uint32_t reserved;
 };
 

@@ -7,9 +7,11 @@
 // What a query or a key brings to the pairs it is in.
 struct Facts {
     uint32_t number;
-    uint32_t label;
+    // What the rule compares: the label, or the number.
+    uint32_t subject;
     uint32_t id;
     uint32_t left_out;
+    uint32_t group;
     // Of a query: whether it is an anchor. Of a key: whether it may be a positive.
     uint32_t eligible;
 };
@@ -18,20 +20,24 @@ __device__ __forceinline__ uint32_t number_at(uint64_t numbers, uint32_t place) 
     return numbers != 0 ? array<uint32_t>(numbers)[place] : 0;
 }
 
+__device__ __forceinline__ uint32_t subject_of(const Contrast& p, uint64_t labels, uint32_t number) {
+    return p.rule == RULE_LABELS ? array<uint32_t>(labels)[number] : number;
+}
+
 __device__ __forceinline__ Facts facts_of_query(const Contrast& p, uint32_t query) {
     if (query >= p.query_count) {
-        return {NONE, 0, 0, 0, 0};
+        return {NONE, 0, 0, 0, 0, 0};
     }
-    return {query, number_at(p.query_labels, query), number_at(p.query_ids, query),
-            number_at(p.left_out_queries, query), bit_at(p.anchors, query) ? 1u : 0u};
+    return {query, subject_of(p, p.query_labels, query), number_at(p.query_ids, query),
+            number_at(p.left_out_queries, query), number_at(p.query_groups, query), bit_at(p.anchors, query) ? 1u : 0u};
 }
 
 __device__ __forceinline__ Facts facts_of_key(const Contrast& p, uint32_t key) {
     if (key >= p.key_count) {
-        return {NONE, 0, 0, 0, 0};
+        return {NONE, 0, 0, 0, 0, 0};
     }
-    return {key, number_at(p.key_labels, key), number_at(p.key_ids, key), number_at(p.left_out_keys, key),
-            bit_at(p.valid, key) && bit_at(p.credible, key) ? 1u : 0u};
+    return {key, subject_of(p, p.key_labels, key), number_at(p.key_ids, key), number_at(p.left_out_keys, key),
+            number_at(p.key_groups, key), bit_at(p.valid, key) && bit_at(p.credible, key) ? 1u : 0u};
 }
 
 // The binary logarithm of a key's denominator weight; −∞ for keys in no denominator.
@@ -80,12 +86,16 @@ __device__ __forceinline__ bool sets_overlap(const Contrast& p, uint32_t query, 
 
 __device__ __forceinline__ bool follows_rule(const Contrast& p, const Facts& query, const Facts& key) {
     switch (p.rule) {
-        case RULE_LABELS: return query.label == key.label;
-        case RULE_DIAGONAL: return query.number == key.number;
-        case RULE_LISTS: return place_in_list(p, query.number, key.number) != NONE;
-        case RULE_BITS: return sets_overlap(p, query.number, key.number);
+        case RULE_LABELS:
+        case RULE_DIAGONAL: return query.subject == key.subject;
+        case RULE_LISTS: return place_in_list(p, query.subject, key.subject) != NONE;
+        case RULE_BITS: return sets_overlap(p, query.subject, key.subject);
         default: return true;
     }
+}
+
+__device__ __forceinline__ bool have_one_id(const Contrast& p, const Facts& query, const Facts& key) {
+    return p.query_ids != 0 && query.id == key.id;
 }
 
 // Whether the pair is positive, and whether the key is in the query's denominator as far as the pair tells.
@@ -95,10 +105,18 @@ struct Pairing {
 };
 
 __device__ __forceinline__ Pairing pairing_of(const Contrast& p, const Facts& query, const Facts& key) {
-    if (p.query_ids != 0 && query.id == key.id) {
+    if (have_one_id(p, query, key)) {
         return {false, false};
     }
     const bool is_positive = query.eligible != 0 && key.eligible != 0 && follows_rule(p, query, key);
-    const bool is_left_out = p.left_out_queries != 0 && query.left_out == key.left_out && !is_positive;
-    return {is_positive, !is_left_out};
+    const bool is_left_out = p.left_out_queries != 0 && query.left_out == key.left_out;
+    // Negatives of the query's group are in its denominator with weights of their own: contrast_pace.cu has them.
+    const bool is_paced = p.query_groups != 0 && query.group == key.group;
+    return {is_positive, is_positive || !(is_left_out || is_paced)};
+}
+
+// Whether the pair of one group is a negative of the query's denominator.
+__device__ __forceinline__ bool is_paced_pair(const Contrast& p, const Facts& query, const Facts& key) {
+    const bool is_left_out = p.left_out_queries != 0 && query.left_out == key.left_out;
+    return !have_one_id(p, query, key) && !is_left_out && !pairing_of(p, query, key).is_positive;
 }

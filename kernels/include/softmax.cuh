@@ -41,21 +41,23 @@ __device__ __forceinline__ void join(RowPartial& row, const RowPartial& other) {
 struct TileFacts {
     static_assert(MANY_ROWS == TILE_KEYS, "as many rows as columns");
     uint32_t number[TILE_KEYS];
-    uint32_t label[TILE_KEYS];
+    uint32_t subject[TILE_KEYS];
     uint32_t id[TILE_KEYS];
     uint32_t left_out[TILE_KEYS];
+    uint32_t group[TILE_KEYS];
     uint32_t eligible[TILE_KEYS];
 
     __device__ __forceinline__ void set(uint32_t at, const Facts& facts) {
         number[at] = facts.number;
-        label[at] = facts.label;
+        subject[at] = facts.subject;
         id[at] = facts.id;
         left_out[at] = facts.left_out;
+        group[at] = facts.group;
         eligible[at] = facts.eligible;
     }
 
     __device__ __forceinline__ Facts get(uint32_t at) const {
-        return {number[at], label[at], id[at], left_out[at], eligible[at]};
+        return {number[at], subject[at], id[at], left_out[at], group[at], eligible[at]};
     }
 };
 
@@ -78,7 +80,7 @@ __device__ __forceinline__ Masks masks_of(const Contrast& p, const TileFacts& ro
     const Facts row = rows.get(Shape::row_of(half));
     // Off the diagonal all pairs are alike.
     if constexpr (SKIPS) {
-        if (p.rule == RULE_DIAGONAL && p.query_ids == 0 && p.left_out_queries == 0 &&
+        if (p.rule == RULE_DIAGONAL && p.query_ids == 0 && p.left_out_queries == 0 && p.query_groups == 0 &&
             rows.number[0] != columns.number[0]) {
             return {0xffff0000u};
         }

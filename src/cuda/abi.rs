@@ -44,6 +44,10 @@ pub const AFFINITY_NONE: usize = 0;
 pub const AFFINITY_HALF: usize = 1;
 /// e^{(cos − 1)/θ}.
 pub const AFFINITY_EXP: usize = 2;
+/// Closeness by the difference of times.
+pub const CLOSENESS_TIMES: usize = 0;
+/// Closeness by the cosine of features.
+pub const CLOSENESS_FEATURES: usize = 1;
 /// Dimensions whose gradient one group of four warps sums.
 pub const GRADIENT_DIMS: usize = 128;
 /// Bytes of what one split of the keys knows of a row.
@@ -52,8 +56,10 @@ pub const ROW_PARTIAL_BYTES: usize = 12;
 pub const TARGET_DIMS: usize = 1024;
 /// Its shared memory.
 pub const TARGET_SHARED_BYTES: usize = 32864;
+/// Shared memory of a block that weighs the negatives of a group.
+pub const PACE_SHARED_BYTES: usize = 16432;
 /// Words of the status of a contrastive problem.
-pub const CONTRAST_STATUS: usize = 10;
+pub const CONTRAST_STATUS: usize = 12;
 /// Rows that one block checks.
 pub const CHECKED_ROWS: usize = 64;
 /// Old dimensions of a block's part of the moments.
@@ -285,6 +291,8 @@ params! {
         key_ids: u64,
         left_out_queries: u64,
         left_out_keys: u64,
+        query_groups: u64,
+        key_groups: u64,
         old_queries: u64,
         old_keys: u64,
         old_query_stride: u64,
@@ -328,6 +336,24 @@ params! {
         affinity_scale: u32,
         padded: u32,
         positives_within: u32,
+        reserved: u32,
+    }
+    /// `contrast_pace_*`.
+    ContrastPace {
+        contrast: Contrast,
+        query_order: u64,
+        key_order: u64,
+        query_closeness: u64,
+        key_closeness: u64,
+        query_stride: u64,
+        key_stride: u64,
+        closeness: u32,
+        feature_dim: u32,
+        query_type: u32,
+        key_type: u32,
+        time_scale: u32,
+        pace: u32,
+        is_soft: u32,
         reserved: u32,
     }
     /// `contrast_symmetric_*`.

@@ -2,6 +2,7 @@
 
 mod check;
 mod moments;
+mod pace;
 pub(super) mod plan;
 mod symmetric;
 
@@ -16,6 +17,7 @@ use super::rows::check_length;
 use super::scratch::Scratch;
 use super::{Error, Executor, Matrix, Memory, Order, Result, Words};
 use check::{check, check_losses};
+pub use pace::{Closeness, Pace};
 use plan::{Buffers, params};
 pub(super) use plan::{Shape, splits};
 pub use symmetric::{Symmetric, SymmetricLosses, SymmetricSide, symmetric_gradient, symmetric_losses};
@@ -93,6 +95,8 @@ pub struct Pairs<'a> {
     pub same_id: Option<(Words<'a>, Words<'a>)>,
     /// `u32` `[B]` and `[N]`: keys of the row's label that are not its positives leave its denominator.
     pub left_out_labels: Option<(Words<'a>, Words<'a>)>,
+    /// Weights of the negatives of the query's own group.
+    pub pace: Option<Pace<'a>>,
 }
 
 impl<'a> Pairs<'a> {
@@ -107,6 +111,7 @@ impl<'a> Pairs<'a> {
             denominator_weights: None,
             same_id: None,
             left_out_labels: None,
+            pace: None,
         }
     }
 }
@@ -141,6 +146,8 @@ pub struct Losses {
     /// 1/‖o‖ of old queries and keys.
     old_inverses: Option<(Memory, Memory)>,
     status: Memory,
+    /// What of the queries and the keys makes them close, and whether by a cosine.
+    closeness: (&'static str, &'static str, bool),
 }
 
 impl Losses {
@@ -159,6 +166,10 @@ impl Losses {
             mass: floats(b)?,
             old_inverses: old_inverses.transpose()?,
             status: executor.upload(OP, &[0xff; CONTRAST_STATUS * size_of::<u32>()])?,
+            closeness: match problem.pairs.pace.map(|pace| pace.closeness) {
+                Some(Closeness::Features { .. }) => ("query_features", "key_features", true),
+                _ => ("query_times", "key_times", false),
+            },
         })
     }
 
@@ -172,9 +183,14 @@ impl Losses {
     pub fn check(&self, executor: &dyn Executor) -> Result<()> {
         let mut words = [0u32; CONTRAST_STATUS];
         executor.download(OP, &self.status, bytemuck::cast_slice_mut(&mut words))?;
-        for (argument, word, cosine) in
-            [("queries", 0, false), ("keys", 1, false), ("old_queries", 5, true), ("old_keys", 6, true)]
-        {
+        for (argument, word, cosine) in [
+            ("queries", 0, false),
+            ("keys", 1, false),
+            ("old_queries", 5, true),
+            ("old_keys", 6, true),
+            (self.closeness.0, 10, self.closeness.2),
+            (self.closeness.1, 11, self.closeness.2),
+        ] {
             if words[word] != u32::MAX {
                 return Err(Error::Row { op: OP, argument, row: words[word] as usize, cosine });
             }
@@ -208,8 +224,8 @@ pub struct QueryGradients {
 /// Computes every row's loss and, with `gradients`, ∂L_i/∂x_i and ∂L_i/∂τ_i in the same pass over the keys; returns
 /// without waiting for the device.
 ///
-/// Scratch: 4 bytes a query, and 12 for each split of the keys, of which there are at most 8; with gradients those of
-/// the queries once a split; where all keys are positives, of moments once a split and 4 (D + 1) bytes a query.
+/// Scratch: 4 bytes a query, and 12 for each split of the keys, of which there are at most 8, and one more with
+/// [`Pairs::pace`]; with gradients those of the queries once a split; where all keys are positives, of moments once a split and 4 (D + 1) bytes a query.
 ///
 /// # Errors
 /// [`Error::Argument`] for disagreeing shapes, dtypes or lengths, empty sides, and the forms that the kernels do not
@@ -244,6 +260,9 @@ pub fn losses(executor: &dyn Executor, problem: &Problem<'_>, gradients: bool) -
         (format!("targets_{suffix}"), [b, target_parts, 1], TILE_THREADS, TARGET_SHARED_BYTES),
     ];
     for (step, grid, threads, shared) in checks(problem).into_iter().chain(steps) {
+        if step.starts_with("targets") {
+            pace::rows(executor, problem, &params)?;
+        }
         if by_moments && step.starts_with("targets") {
             let [partials, sums, targets] =
                 [buffers.moment_partials, buffers.moments, buffers.targets].map(at);
@@ -313,6 +332,7 @@ pub fn key_gradients(
         let grid = [n.div_ceil(TILE_KEYS), shape.parts, 1];
         run(executor, &entry, grid, (shape.threads, shape.keys_shared_bytes()), &params)?;
     }
+    pace::keys(executor, problem, &params)?;
     if by_moments {
         let weights = params.moment_weights;
         moments::of_queries(executor, problem, losses, weights, [at(partials), at(sums), found.address()])?;

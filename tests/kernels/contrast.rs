@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use consonance::{
-    AffinityMap, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs, Products, Temperature,
-    contrast, contrast_symmetric,
+    Admission, AffinityMap, Closeness, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs,
+    Products, Temperature, contrast, contrast_symmetric,
 };
 use consonance_methods::{
     Batch, CompatibleMethod, CosineClassifier, CosineClassifierConfig, Discrimination, Margin,
@@ -111,6 +111,8 @@ fn every_rule_gives_the_loss_and_the_gradients_of_the_cpu() {
     let sets = |rows, seed| {
         Tensor::from_vec(data::labels(rows * 2, 1 << 30, seed), (rows, 2), &Device::Cpu).unwrap()
     };
+    let of_rows = |rows, seed| unit(1, rows, seed).flatten_all().unwrap();
+    let times = Closeness::Times { queries: of_rows(b, 10), keys: of_rows(n, 11), scale: 0.3 };
     let all = [
         ("labels", Pairs::labels(&q.to_dtype(DType::I64).unwrap(), &k), None),
         ("diagonal", Pairs::diagonal().valid(&mask), None),
@@ -134,6 +136,21 @@ fn every_rule_gives_the_loss_and_the_gradients_of_the_cpu() {
                 .denominator_weights(&(&mask.to_dtype(DType::F16).unwrap() * 0.5).unwrap()),
             None,
         ),
+        (
+            "pace",
+            Pairs::labels(&q, &k).pace((&labels(b, 3, 8), &labels(n, 3, 9)), times, 0.6, Admission::Hard),
+            None,
+        ),
+        (
+            "pace, features",
+            Pairs::diagonal().pace(
+                (&labels(b, 2, 8), &labels(n, 2, 9)),
+                Closeness::Features { queries: old_q.clone(), keys: old_k.clone() },
+                0.5,
+                Admission::Hard,
+            ),
+            None,
+        ),
     ];
     for (name, pairs, map) in all {
         for other_positives in [OtherPositives::InDenominator, OtherPositives::LeftOut] {
@@ -142,7 +159,9 @@ fn every_rule_gives_the_loss_and_the_gradients_of_the_cpu() {
                 normalizer: Normalizer::WeightSum,
                 ..ContrastOptions::default()
             };
-            let bound = between_backends([n, dim, 7], TAU, map);
+            // A negative with a weight of its own is summed alone, where others are by tiles of 64 keys.
+            let summed = if name.starts_with("pace") { 64 * n } else { n };
+            let bound = between_backends([summed, dim, 7], TAU, map);
             let run =
                 || found([&queries, &keys, &temperature], |x, y, tau| contrast(x, y, tau, &pairs, &options));
             if !compare(&format!("{name}, {other_positives:?}"), bound, one_way, run) {
@@ -163,6 +182,7 @@ fn the_symmetric_form_is_that_of_the_cpu() {
     let (of_x, of_y) = (labels(n, 4, 6), labels(n, 4, 7));
     let sets = |seed| Tensor::from_vec(data::labels(n * 2, 1 << 30, seed), (n, 2), &Device::Cpu).unwrap();
     let (old_x, old_y) = (unit(n, 5, 8), unit(n, 5, 9));
+    let close = Closeness::Features { queries: old_x.clone(), keys: old_y.clone() };
     // Each side has the means of both directions, half each.
     let shares = [1.0, 1.0, 1.0 / TAU];
     let one_pass = ["contrast_symmetric_sums", "contrast_symmetric_gradient"];
@@ -183,6 +203,12 @@ fn the_symmetric_form_is_that_of_the_cpu() {
             Some(AffinityMap::Half),
         ),
         ("all", Pairs::all(), ["contrast_rows", "contrast_keys"], None),
+        (
+            "pace",
+            Pairs::diagonal().pace((&of_x, &of_y), close, 0.5, Admission::Hard),
+            ["contrast_pace_rows", "contrast_pace_keys"],
+            None,
+        ),
     ];
     for (name, pairs, launched, map) in all {
         for other_positives in [OtherPositives::InDenominator, OtherPositives::LeftOut] {
@@ -195,7 +221,8 @@ fn the_symmetric_form_is_that_of_the_cpu() {
                 || found([&x, &y, &temperature], |x, y, tau| contrast_symmetric(x, y, tau, &pairs, &options));
             let what = format!("symmetric, {name}, {other_positives:?}");
             let of = |_: &Found| Expected { launched, shares };
-            if !compare(&what, between_backends([n, dim, 5], TAU, map), of, run) {
+            let summed = if name == "pace" { 64 * n } else { n };
+            if !compare(&what, between_backends([summed, dim, 5], TAU, map), of, run) {
                 return;
             }
         }
@@ -226,6 +253,12 @@ fn errors_name_the_argument_and_leave_the_device_usable() {
     let negative = Tensor::new(&[-1f32; 8], &Device::Cpu).unwrap();
     let zeros = Tensor::zeros((8, 4), DType::F32, &Device::Cpu).unwrap();
     let twice = Tensor::new(&[[1u32, 1], [0, 2], [3, u32::MAX]], &Device::Cpu).unwrap();
+    let groups = (labels(3, 2, 3), labels(8, 2, 4));
+    let late = Closeness::Times {
+        queries: Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap(),
+        keys: Tensor::new(&[0f32, 1., f32::NAN, 0., 0., 0., 0., 0.], &Device::Cpu).unwrap(),
+        scale: 1.0,
+    };
     let cases = [
         (&keys.to_dtype(DType::F16).unwrap(), &tau, pairs.clone(), &options, "`keys`"),
         (&spoilt, &tau, pairs.clone(), &options, "`keys` row 0"),
@@ -241,6 +274,13 @@ fn errors_name_the_argument_and_leave_the_device_usable() {
         (&keys, &tau, Pairs::neighbors(&twice, None), &options, "`indices`"),
         (&keys, &tau, Pairs::labels(&labels(3, 2, 1), &labels(7, 2, 2)), &options, "`key_labels`"),
         (&keys, &tau, pairs.clone(), &plain, "`products`"),
+        (
+            &keys,
+            &tau,
+            pairs.clone().pace((&groups.0, &groups.1), late, 0.5, Admission::Soft),
+            &options,
+            "`key_times` row 2",
+        ),
     ];
     for (keys, tau, pairs, options, name) in &cases {
         let Some((text, _)) = with_kernels(|| run(keys, tau, pairs, options).unwrap_err()) else { return };

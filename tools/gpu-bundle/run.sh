@@ -111,16 +111,11 @@ run_sanitizer() {
 }
 
 run_benches() {
-    local binary name
+    local name
     printf '\n## Benches\n\n' >> "$report"
-    if [ -z "$(ls benches)" ]; then
-        echo "None in this bundle." >> "$report"
-        return
-    fi
-    for binary in benches/*; do
-        name=$(basename "$binary")
+    for name in $(cat families.txt); do
         printf '\n### %s\n\n| bench | low | median | high |\n|---|---:|---:|---:|\n' "$name" >> "$report"
-        if ! CRITERION_HOME=$out/criterion run "bench-$name" 900 "$binary" --bench --noplot; then
+        if ! CRITERION_HOME=$out/criterion run "bench-$name" 900 benches/cuda --bench --noplot "$name"; then
             failures=$((failures + 1))
             echo "| $name FAILED, see logs/bench-$name.txt | | | |" >> "$report"
         fi

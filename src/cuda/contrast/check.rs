@@ -3,9 +3,9 @@
 use consonance_cpu::Error as Bad;
 use consonance_cpu::contrast::{AffinityMap, Products};
 
-use super::{Affinity, Losses, OP, Problem, Rule};
-use crate::cuda::Result;
+use super::{Affinity, Losses, OP, Problem, Rule, pace};
 use crate::cuda::rows::{check_length, check_sides};
+use crate::cuda::{Matrix, Result};
 
 /// Checks that losses are those of a problem of this size.
 pub(super) fn check_losses(problem: &Problem<'_>, losses: &Losses) -> Result<()> {
@@ -33,6 +33,9 @@ pub(super) fn check(problem: &Problem<'_>) -> Result<()> {
         return Err(Bad::shape(OP, "temperature", &[temperatures.len()], expected).into());
     }
     check_rule(&pairs.rule, b, n)?;
+    if let Some(pace) = &pairs.pace {
+        pace::check(pace, b, n)?;
+    }
     for (argument, bits, rows, of) in [
         ("anchors", pairs.anchors, b, "32 queries"),
         ("valid", pairs.valid, n, "32 keys"),
@@ -57,9 +60,19 @@ pub(super) fn check(problem: &Problem<'_>) -> Result<()> {
 }
 
 fn check_affinity(affinity: &Affinity<'_>, b: usize, n: usize) -> Result<()> {
-    for (argument, rows, expected) in [("old_queries", &affinity.queries, b), ("old_keys", &affinity.keys, n)]
-    {
-        let cols = affinity.queries.cols();
+    check_rows_beside([("old_queries", &affinity.queries, b), ("old_keys", &affinity.keys, n)])?;
+    match affinity.map {
+        AffinityMap::Exp { temperature: t } if !(t.is_finite() && t > 0.0) => {
+            Err(Bad::range(OP, "affinity temperature", t, "finite and above 0").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks rows of one length that stand beside queries and keys, of any dtypes: names, rows, and how many there must be.
+pub(super) fn check_rows_beside(sides: [(&'static str, &Matrix<'_>, usize); 2]) -> Result<()> {
+    let cols = sides[0].1.cols();
+    for (argument, rows, expected) in sides {
         if rows.rows() != expected || rows.cols() != cols || cols == 0 {
             let shape = format!("[{expected}, {}], one row for each", cols.max(1));
             return Err(Bad::shape(OP, argument, &[rows.rows(), rows.cols()], shape).into());
@@ -70,12 +83,7 @@ fn check_affinity(affinity: &Affinity<'_>, b: usize, n: usize) -> Result<()> {
             return Err(Bad::range(OP, argument, got, expected).into());
         }
     }
-    match affinity.map {
-        AffinityMap::Exp { temperature: t } if !(t.is_finite() && t > 0.0) => {
-            Err(Bad::range(OP, "affinity temperature", t, "finite and above 0").into())
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn check_rule(rule: &Rule<'_>, b: usize, n: usize) -> Result<()> {

@@ -18,6 +18,11 @@ pub(in crate::cuda) fn splits(keys: usize) -> usize {
     keys.div_ceil(TILE_KEYS).div_ceil(SPLIT_TILES).clamp(1, MOST_SPLITS)
 }
 
+/// Partial results of a row: of every split, and of the negatives that have weights of their own.
+pub(super) fn partials(problem: &Problem<'_>) -> usize {
+    splits(problem.keys.rows()) + usize::from(problem.pairs.pace.is_some())
+}
+
 /// Splits of one side where sums of both are computed at once.
 const MOST_BOTH_SPLITS: usize = 16;
 
@@ -39,7 +44,7 @@ pub(in crate::cuda) struct Shape {
 }
 
 /// `TileFacts` of softmax.cuh.
-const FACTS_BYTES: usize = 5 * TILE_KEYS * size_of::<u32>();
+const FACTS_BYTES: usize = 6 * TILE_KEYS * size_of::<u32>();
 const TILE_FLOATS: usize = TILE_KEYS * size_of::<f32>();
 /// `BoundedRows` of bounded.cuh.
 const BOUNDED_BYTES: usize = 2 * size_of::<u32>();
@@ -103,9 +108,10 @@ pub(super) struct Buffers {
 impl Buffers {
     pub(super) fn new(problem: &Problem<'_>, gradients: bool, by_moments: bool) -> Self {
         let (b, n, d) = (problem.queries.rows(), problem.keys.rows(), problem.queries.cols());
+        let parts = partials(problem);
         let mut layout = Scratch::new();
-        let partials = layout.take(b * splits(n) * ROW_PARTIAL_BYTES);
-        let gradients = layout.take(if gradients { b * d * splits(n) * size_of::<f32>() } else { 0 });
+        let partials = layout.take(b * parts * ROW_PARTIAL_BYTES);
+        let gradients = layout.take(if gradients { b * d * parts * size_of::<f32>() } else { 0 });
         let [moment_partials, moments] = moments::room(problem, n, by_moments).map(|it| layout.take(it));
         let targets = layout.take(if by_moments { b * (d + 1) * size_of::<f32>() } else { 0 });
         let norms = layout.take(b * size_of::<f32>());
@@ -120,6 +126,7 @@ pub(super) fn params(problem: &Problem<'_>, losses: &Losses) -> abi::Contrast {
     let sides =
         |sides: Option<(Words<'_>, Words<'_>)>| sides.map_or((0, 0), |(q, k)| (q.address(), k.address()));
     let (same_id, left_out) = (sides(pairs.same_id), sides(pairs.left_out_labels));
+    let groups = sides(pairs.pace.map(|pace| pace.groups));
     let gradients = losses.gradients.as_ref().map(|it| (it.queries.address(), it.temperatures.address()));
     let all = abi::Contrast {
         queries: queries.address(),
@@ -135,6 +142,8 @@ pub(super) fn params(problem: &Problem<'_>, losses: &Losses) -> abi::Contrast {
         key_ids: same_id.1,
         left_out_queries: left_out.0,
         left_out_keys: left_out.1,
+        query_groups: groups.0,
+        key_groups: groups.1,
         losses: losses.per_row.address(),
         log_sum_exp: losses.log_sum_exp.address(),
         mass: losses.mass.address(),
@@ -147,7 +156,7 @@ pub(super) fn params(problem: &Problem<'_>, losses: &Losses) -> abi::Contrast {
         dim: queries.cols() as u32,
         own_temperatures: u32::from(temperatures.len() != 1),
         by_weight: u32::from(options.normalizer == Normalizer::WeightSum),
-        splits: splits(keys.rows()) as u32,
+        splits: partials(problem) as u32,
         positives_left_out: u32::from(options.other_positives == OtherPositives::LeftOut),
         by_moments: u32::from(moments::replace_positives(problem)),
         ..abi::Contrast::default()

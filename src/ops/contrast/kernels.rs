@@ -4,9 +4,10 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 use consonance_cpu::Error as Bad;
+use consonance_cpu::contrast::Admission;
 
 use super::lists::Lists;
-use super::pairs::{Pairs, Rule};
+use super::pairs::{Closeness, Pace, Pairs, Rule};
 use super::{AffinityMap, ContrastOptions, OP};
 use crate::cuda::contrast::{self as kernels, Affinity, Losses, Problem};
 use crate::cuda::neighbors::pack_bits;
@@ -42,7 +43,23 @@ pub(super) struct Placed {
     denominator_weights: Option<PlacedVector>,
     same_id: Sides,
     left_out_labels: Sides,
+    pace: Option<PlacedPace>,
     options: ContrastOptions,
+}
+
+/// What makes two rows of a group close.
+enum PlacedCloseness {
+    Times(PlacedVector, PlacedVector, f32),
+    Features(PlacedMatrix, PlacedMatrix),
+}
+
+/// Groups with the order of their rows, and what weighs negatives inside them.
+struct PlacedPace {
+    groups: (PlacedVector, PlacedVector),
+    orders: (Order, Order),
+    closeness: PlacedCloseness,
+    pace: f32,
+    admission: Admission,
 }
 
 /// A loss that kernels computed, with what its gradients need.
@@ -137,12 +154,6 @@ impl Placed {
         options: &ContrastOptions,
     ) -> Result<Self> {
         let (b, n) = (queries.dims()[0], keys.dims()[0]);
-        if pairs.pace.is_some() {
-            let expected = "none: no kernel weighs single negatives yet";
-            return Err(
-                consonance_cpu::Error::range(OP, "pace", "given for tensors on a GPU", expected).into()
-            );
-        }
         let executor = place.executor();
         let sides = |names: [&'static str; 2], of: &Option<(Tensor, Tensor)>| match of {
             Some((q, k)) => {
@@ -177,6 +188,7 @@ impl Placed {
                 .transpose()?,
             same_id: sides(["query_ids", "key_ids"], &pairs.same_id)?,
             left_out_labels: sides(["query_labels", "key_labels"], &pairs.left_out_labels)?,
+            pace: pairs.pace.as_ref().map(|pace| PlacedPace::new(place, pace, b, n)).transpose()?,
             options: *options,
         })
     }
@@ -209,9 +221,50 @@ impl Placed {
                 denominator_weights: self.denominator_weights.as_ref().map(PlacedVector::words),
                 same_id: both(&self.same_id),
                 left_out_labels: both(&self.left_out_labels),
+                pace: self.pace.as_ref().map(PlacedPace::pace),
             },
             options: self.options,
         })
+    }
+}
+
+impl PlacedPace {
+    fn new(place: &Place, pace: &Pace, b: usize, n: usize) -> Result<Self> {
+        let groups = (
+            place.labels(OP, "query_groups", &pace.groups.0, b)?,
+            place.labels(OP, "key_groups", &pace.groups.1, n)?,
+        );
+        let order = |groups: &PlacedVector| segments::sort(place.executor(), groups.words());
+        let orders = (order(&groups.0)?, order(&groups.1)?);
+        let closeness = match &pace.closeness {
+            Closeness::Times { queries, keys, scale } => PlacedCloseness::Times(
+                place.floats(OP, "query_times", queries, b)?,
+                place.floats(OP, "key_times", keys, n)?,
+                *scale as f32,
+            ),
+            Closeness::Features { queries, keys } => PlacedCloseness::Features(
+                place.matrix(OP, "query_features", queries)?,
+                place.matrix(OP, "key_features", keys)?,
+            ),
+        };
+        Ok(Self { groups, orders, closeness, pace: pace.pace as f32, admission: pace.admission })
+    }
+
+    fn pace(&self) -> kernels::Pace<'_> {
+        kernels::Pace {
+            groups: (self.groups.0.words(), self.groups.1.words()),
+            orders: (&self.orders.0, &self.orders.1),
+            closeness: match &self.closeness {
+                PlacedCloseness::Times(queries, keys, scale) => {
+                    kernels::Closeness::Times { queries: queries.words(), keys: keys.words(), scale: *scale }
+                }
+                PlacedCloseness::Features(queries, keys) => {
+                    kernels::Closeness::Features { queries: queries.matrix(), keys: keys.matrix() }
+                }
+            },
+            pace: self.pace,
+            admission: self.admission,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use consonance::cuda::{Executor, Memory, Result, Words, segments};
 use consonance_cpu::contrast::{self as cpu, AffinityMap, Normalizer, Options, OtherPositives};
 use consonance_reference::contrast as reference;
 
+use super::contrast_pace::{Close, PaceCase};
 use super::{Cpu, OnDevice, Sides, slices};
 use crate::data;
 use crate::stored::Stored;
@@ -51,6 +52,8 @@ pub struct ContrastCase {
     pub left_out: Sides,
     /// Old embeddings of both sides, and the weight of a pair by their cosine.
     pub affinity: Option<(Stored, Stored, AffinityMap)>,
+    /// Weights of the negatives of the query's own group.
+    pub pace: Option<PaceCase>,
     /// What divides the weights.
     pub normalizer: Normalizer,
     /// Where the other positives stand.
@@ -94,6 +97,7 @@ impl ContrastCase {
             ids: None,
             left_out: None,
             affinity: None,
+            pace: None,
             normalizer: Normalizer::Count,
             other_positives: OtherPositives::InDenominator,
             upstream,
@@ -144,6 +148,7 @@ impl ContrastCase {
                 .affinity
                 .as_ref()
                 .map(|(old, keys, map)| (old.select(queries), keys.clone(), *map)),
+            pace: self.pace.as_ref().map(|pace| pace.select(queries)),
             upstream: pick(&self.upstream, queries),
             ..self.clone()
         }
@@ -202,6 +207,9 @@ impl ContrastCase {
         if let Some((left, right)) = &self.left_out {
             pairs = pairs.leave_out_same_label(left, right);
         }
+        if let Some(pace) = &self.pace {
+            pairs = pairs.paced(|i, j| pace.weight(i, j));
+        }
         pairs
     }
 
@@ -225,9 +233,16 @@ impl Cpu {
         };
         let run = |queries: &consonance_cpu::Rows<'_>,
                    keys: &consonance_cpu::Rows<'_>,
-                   affinity: Option<cpu::Affinity<'_>>| {
+                   affinity: Option<cpu::Affinity<'_>>,
+                   closeness: Option<cpu::Closeness<'_>>| {
             let pairs = cpu::Pairs {
                 affinity,
+                pace: case.pace.as_ref().zip(closeness).map(|(pace, closeness)| cpu::Pace {
+                    groups: (&pace.queries, &pace.keys),
+                    closeness,
+                    pace: pace.pace,
+                    admission: pace.admission,
+                }),
                 anchors: case.anchors.as_deref(),
                 valid: case.valid.as_deref(),
                 credible: case.credible.as_deref(),
@@ -254,13 +269,27 @@ impl Cpu {
                 keys,
             })
         };
-        Self::rows(&case.queries, &case.keys, |queries, keys| match &case.affinity {
-            None => run(queries, keys, None),
-            Some((old_queries, old_keys, map)) => old_queries.with_rows(|left| {
-                old_keys.with_rows(|right| {
-                    run(queries, keys, Some(cpu::Affinity { queries: left?, keys: right?, map: *map }))
-                })
-            }),
+        Self::rows(&case.queries, &case.keys, |queries, keys| {
+            let with_affinity = |closeness: Option<cpu::Closeness<'_>>| match &case.affinity {
+                None => run(queries, keys, None, closeness),
+                Some((old_queries, old_keys, map)) => old_queries.with_rows(|left| {
+                    old_keys.with_rows(|right| {
+                        let affinity = cpu::Affinity { queries: left?, keys: right?, map: *map };
+                        run(queries, keys, Some(affinity), closeness)
+                    })
+                }),
+            };
+            match case.pace.as_ref().map(|pace| &pace.close) {
+                None => with_affinity(None),
+                Some(Close::Times(left, right, scale)) => {
+                    with_affinity(Some(cpu::Closeness::Times { queries: left, keys: right, scale: *scale }))
+                }
+                Some(Close::Features(left, right)) => left.with_rows(|queries| {
+                    right.with_rows(|keys| {
+                        with_affinity(Some(cpu::Closeness::Features { queries: queries?, keys: keys? }))
+                    })
+                }),
+            }
         })
     }
 }
@@ -330,6 +359,9 @@ impl<E: Executor> OnDevice<E> {
             let (queries, keys) = (self.matrix(left, of_left)?, self.matrix(right, of_right)?);
             Ok::<_, consonance::cuda::Error>(cuda::Affinity { queries, keys, map: *map })
         });
+        let pace =
+            case.pace.as_ref().map(|pace| Ok::<_, consonance::cuda::Error>((pace, self.place_pace(pace)?)));
+        let pace = pace.transpose()?;
         let pair = |memory: &Uploaded, lengths: [usize; 2]| {
             memory.as_ref().map(|(left, right)| (words(left, lengths[0]), words(right, lengths[1])))
         };
@@ -375,6 +407,7 @@ impl<E: Executor> OnDevice<E> {
                     .map(|(memory, weights)| words(memory, weights.len())),
                 same_id: pair(&ids, lengths(&case.ids)),
                 left_out_labels: pair(&left_out, lengths(&case.left_out)),
+                pace: pace.as_ref().map(|(pace, placed)| self.pace_of(pace, placed)).transpose()?,
                 ..cuda::Pairs::new(rule)
             },
             options: case.options(),

@@ -3,6 +3,7 @@
 mod bank;
 mod clusters;
 mod contrast;
+mod contrast_pace;
 mod contrast_symmetric;
 mod credibility;
 mod device;
@@ -24,6 +25,7 @@ use crate::stored::Stored;
 pub use bank::{Batch, CentersCase, PushCase, Pushed};
 pub use clusters::{ClustersCase, ClustersStart};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
+pub use contrast_pace::{Close, PaceCase};
 pub use contrast_symmetric::{SymmetricCase, SymmetricFound};
 pub use credibility::CredibilityCase;
 pub use device::OnDevice;

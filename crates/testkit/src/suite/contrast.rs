@@ -319,7 +319,7 @@ fn no_positives(backend: &dyn Backend) -> Outcome {
     Ok(())
 }
 
-fn expect(backend: &dyn Backend, case: &ContrastCase, parts: &[&str]) -> Outcome {
+pub(super) fn expect(backend: &dyn Backend, case: &ContrastCase, parts: &[&str]) -> Outcome {
     match backend.contrast(case) {
         Ok(_) => Err(format!("no error that names {parts:?}")),
         Err(text) => {
@@ -433,6 +433,7 @@ pub(super) fn describe(case: &ContrastCase) -> String {
         (case.ids.is_some(), ", ids"),
         (case.left_out.is_some(), ", left-out labels"),
         (case.affinity.is_some(), ", old embeddings"),
+        (case.pace.is_some(), ", pace"),
         (case.normalizer == Normalizer::WeightSum, ", by weight"),
         (case.other_positives == OtherPositives::LeftOut, ", positives left out"),
     ];

@@ -1,6 +1,6 @@
 //! How far a contrastive loss and its gradients may be from the definition in f64.
 //!
-//! u = 2⁻²⁴, the rounding of f32; σ = |x_i| max|y_j| / τ_i + max|ln u_j|; K tiles of 64 keys (or queries); n = |P(i)|; n_i the
+//! u = 2⁻²⁴, the rounding of f32; σ = |x_i| max|y_j| / τ_i + max|ln u_j| + max|ln u_ij|; K tiles of 64 keys (or queries); n = |P(i)|; n_i the
 //! normalizer. The bound is that of the kernels; sums of the CPU backend (docs/contrast.md) are shorter where it says
 //! nothing else.
 //!
@@ -12,6 +12,7 @@
 //!   2^(old − new), whose 4 u σ + 7 (K + 13) u below are above it.
 //! * Their sum, relative: 16 terms, and at each of K tiles, 8 splits and 5 joins one sum and one factor 2^(old − new), whose
 //!   exponents grow to 2σ in all: ε_r = 4 u σ + 7 (K + 13) u for the factors, ε_Z = ε_e + ε_r + 16 u.
+//!   Negatives with weights of their own are summed one by one: K is larger by their number.
 //! * lse, absolute, at most σ + ln N: ε_l = ε_Z + 4 u (|lse| + σ + ln N + 1).
 //! * A weight, absolute: ½ (1 + cos) of a cosine that errs by (Do + 16) u; e^((cos − 1)/θ) by that over θ and 4 u more: ω, 0
 //!   without affinity. From moments (all keys are positives) Σ w y and Σ w have sums of 32 and N / 32 terms, splits, and
@@ -113,13 +114,15 @@ impl<'a> Truth<'a> {
         let largest = (0..n).filter(valid).map(|j| norm(&self.keys[j * dim..][..dim])).fold(0.0, f64::max);
         let bias = |u: &f32| if *u > 0.0 { f64::from(*u).ln().abs() } else { 0.0 };
         let bias = self.case.denominator_weights.iter().flatten().map(bias).fold(0.0, f64::max);
-        let size = norm(x) * largest / self.temperatures[i] + bias;
+        let (paced, of_pace) = self.pace(i);
+        let size = norm(x) * largest / self.temperatures[i] + bias + of_pace;
         let (tiles, keys) = (n.div_ceil(64) as f64, n as f64);
+        let joins = tiles + 13.0 + paced;
         let split = if self.case.keys.dtype() == DType::F32 { SPLIT } else { 0.0 };
         let score = size * (split + 4.0 * (dim + 16) as f64 * U + 8.0 * U);
         let lse = forward.log_sum_exp[i];
         let lse = if lse.is_finite() { lse.abs() } else { 0.0 };
-        let sum = score + 6.0 * U * size + (20.0 + 7.0 * (tiles + 13.0)) * U;
+        let sum = score + 6.0 * U * size + (20.0 + 7.0 * joins) * U;
         let of_lse = sum + 4.0 * U * (lse + size + keys.ln() + 1.0);
 
         let at = |j: usize| i * n + j;
@@ -140,7 +143,7 @@ impl<'a> Truth<'a> {
         let of_normalizer =
             if by_sum { (count + 12.0) * U + (weight + moments) * count / total } else { 2.0 * U };
         let of_sums = of_mass + all_mass * of_normalizer;
-        let rescaled = 4.0 * U * size + 7.0 * (tiles + 13.0) * U;
+        let rescaled = 4.0 * U * size + 7.0 * joins * U;
         let of_p = score + of_lse + rescaled + 4.0 * U * (lse + size) + 6.0 * U * size + 20.0 * U;
         let of_q = (of_lse + score) / 4.0 + 10.0 * U;
         let left_out = self.case.other_positives == OtherPositives::LeftOut;
@@ -175,6 +178,19 @@ impl<'a> Truth<'a> {
             Coefficient { error, size: dense + a, rounded: if by_moments { dense } else { c.abs() } }
         });
         RowBound { score, lse: of_lse, loss, mass, coefficients: coefficients.collect() }
+    }
+
+    /// The negatives of row i's own group, and the largest |ln u| of their own weights.
+    fn pace(&self, i: usize) -> (f64, f64) {
+        let Some(pace) = &self.case.pace else { return (0.0, 0.0) };
+        let [_, n, _] = Self::shape(self.case);
+        let of_group = (0..n).filter(|j| pace.queries[i] == pace.keys[*j] && !self.pairs.positive[i * n + j]);
+        of_group
+            .map(|j| pace.weight(i, j))
+            .filter(|weight| *weight > 0.0)
+            .fold((0.0, 0.0), |(count, widest): (f64, f64), weight| {
+                (count + 1.0, widest.max(weight.ln().abs()))
+            })
     }
 
     /// How far a weight is from the definition: ω.

@@ -9,6 +9,7 @@ pub mod bank;
 pub mod clusters;
 pub mod contrast;
 mod contrast_bound;
+pub mod contrast_pace;
 pub mod contrast_symmetric;
 pub mod credibility;
 mod credibility_bound;
@@ -49,6 +50,7 @@ pub fn all() -> impl Iterator<Item = Check> {
         neighbors::CHECKS,
         ranking::CHECKS,
         contrast::CHECKS,
+        contrast_pace::CHECKS,
         gathered::CHECKS,
         bank::CHECKS,
         contrast_symmetric::CHECKS,

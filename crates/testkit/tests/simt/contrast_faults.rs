@@ -25,8 +25,8 @@ const CONTRAST: Family = (
         fault(
             "positives leave the denominator with their label",
             "include/positives.cuh",
-            "query.left_out == key.left_out && !is_positive",
-            "query.left_out == key.left_out",
+            "return {is_positive, is_positive || !(is_left_out || is_paced)};",
+            "return {is_positive, !(is_left_out || is_paced)};",
         )
         .by("contrast: rules and options"),
         fault(

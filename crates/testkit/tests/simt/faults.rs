@@ -6,6 +6,8 @@ mod bank;
 mod clusters;
 #[path = "contrast_faults.rs"]
 mod contrast;
+#[path = "contrast_pace_faults.rs"]
+mod contrast_pace;
 #[path = "contrast_symmetric_faults.rs"]
 mod contrast_symmetric;
 #[path = "credibility_faults.rs"]

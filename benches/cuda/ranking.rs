@@ -1,8 +1,6 @@
 //! Ranking on a GPU: wall time, since its result is numbers on the host.
 //!
-//! `cargo bench --features cuda --bench cuda_ranking`.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
+//! `cargo bench --features cuda --bench cuda -- ranking`.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +9,7 @@ use consonance::cuda::{CudaExecutor, DType, Executor, Matrix};
 use consonance_cpu::ranking::Options;
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput};
 use half::bf16;
 
 const OP: &str = "bench";
@@ -19,7 +17,7 @@ const OP: &str = "bench";
 /// Queries, items, dimensions, labels: Market-1501's size, and a larger gallery.
 const SHAPES: [([usize; 3], u32); 2] = [([3368, 19_732, 512], 751), ([4096, 200_000, 512], 5000)];
 
-fn bench(criterion: &mut Criterion) {
+pub(super) fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
     println!("| ranking | ms | TFLOP/s |\n|---|---:|---:|");
     for ([b, n, dim], classes) in SHAPES {
@@ -58,6 +56,3 @@ fn bench(criterion: &mut Criterion) {
         }
     }
 }
-
-criterion_group!(benches, bench);
-criterion_main!(benches);

@@ -1,8 +1,5 @@
 //! The CUDA executor: errors without a device, memory and launches with one.
 
-#![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 use consonance::cuda::{CudaExecutor, Error, Executor, Launch, available, device_count};
 use consonance::kernels;
 use consonance_testkit::device::{device_or_skip, gpu_is_required};

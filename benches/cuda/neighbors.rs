@@ -1,24 +1,19 @@
 //! Neighbors on a GPU, by its own clock: milliseconds, TFLOP/s of useful work, the share of what the device does when it
 //! only copies or only multiplies, and memory beyond the inputs.
 //!
-//! `cargo bench --features cuda --bench cuda_neighbors`. With `candle-cuda` the products alone by Candle (cuBLAS) run
+//! `cargo bench --features cuda --bench cuda -- neighbors`. With `candle-cuda` the products alone by Candle (cuBLAS) run
 //! beside, in chunks of the bank: what every unfused search pays before it selects anything. It is also the ceiling that
 //! the share of multiplying refers to.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
-
-#[path = "device/mod.rs"]
-mod device;
-
 use std::time::Duration;
 
+use super::device::{Metered, OP, median, percent, rows};
 use consonance::cuda::neighbors::{Classes, Search, neighbors};
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Words, segments};
 use consonance_cpu::neighbors::Metric;
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use device::{Metered, OP, median, percent, rows};
+use criterion::{Criterion, Throughput};
 
 /// Classes of the search inside classes.
 const CLASSES: u32 = 1000;
@@ -37,7 +32,7 @@ const SHAPES: [([usize; 4], bool); 10] = [
     ([8192, 1_000_000, 512, 10], true),
 ];
 
-fn bench(criterion: &mut Criterion) {
+pub(super) fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
     let copied = if shapes_are_small() { 1 << 20 } else { 1usize << 30 };
     let ms = f64::from(executor.copy_milliseconds(OP, copied).unwrap());
@@ -148,6 +143,3 @@ fn products() -> Option<f64> {
     }
     (most > 0.0).then_some(most)
 }
-
-criterion_group!(benches, bench);
-criterion_main!(benches);

@@ -1,21 +1,16 @@
 //! Pushes into a ring and updates of class centers on a GPU, by its own clock: microseconds, and GB/s read and written
 //! beside what the device copies.
 //!
-//! `cargo bench --features cuda --bench cuda_bank`.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
-
-#[path = "device/mod.rs"]
-mod device;
+//! `cargo bench --features cuda --bench cuda -- bank`.
 
 use std::time::Duration;
 
+use super::device::{OP, median, rows};
 use consonance::cuda::bank::{Entries, Ring, push, update_centers};
 use consonance::cuda::{Bytes, CudaExecutor, DType, Executor, Matrix, Result, Words};
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use device::{OP, median, rows};
+use criterion::{Criterion, Throughput};
 
 /// Rows of a batch, slots, classes, dimensions.
 const SHAPES: [[usize; 4]; 3] =
@@ -24,7 +19,7 @@ const SHAPES: [[usize; 4]; 3] =
 /// A step's name, the step, and the bytes that it reads and writes.
 type Step<'a> = (&'static str, &'a dyn Fn() -> Result<()>, f64);
 
-fn bench(criterion: &mut Criterion) {
+pub(super) fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
     let copied = if shapes_are_small() { 1 << 20 } else { 1usize << 30 };
     let ms = f64::from(executor.copy_milliseconds(OP, copied).unwrap());
@@ -84,6 +79,3 @@ fn bench(criterion: &mut Criterion) {
         }
     }
 }
-
-criterion_group!(benches, bench);
-criterion_main!(benches);

@@ -1,20 +1,16 @@
 //! The contrastive loss on a GPU, by its own clock: milliseconds, TFLOP/s of useful work, the share of what the device does
 //! when it only multiplies, and memory beyond the inputs.
 //!
-//! `cargo bench --features cuda --bench cuda_contrast`. Positives by label, with 1,000 labels. Useful work is 2·B·N·D operations for the
+//! `cargo bench --features cuda --bench cuda -- contrast`. Positives by label, with 1,000 labels. Useful work is 2·B·N·D operations for the
 //! loss, twice that with the queries' gradient, four times with the keys'; for the symmetric form once for the losses of both
 //! directions and five times with both sides' gradients; f32 is multiplied as three products of its parts, which do not
 //! count. Before it a table of floors: what each pass multiplies and copies by docs/contrast.md, and the milliseconds that
 //! this takes at the least at the device's ceilings. With `candle-cuda` the same loss in Candle's own ops runs beside, with its matrices, and the
 //! product alone, to which the share refers.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
-
-#[path = "device/mod.rs"]
-mod device;
-
 use std::time::Duration;
 
+use super::device::{Ceilings, Metered, OP, median, percent, rows};
 use consonance::cuda::contrast::{
     Pairs, Problem, Rule, Symmetric, SymmetricSide, key_gradients, losses, symmetric_gradient,
     symmetric_losses,
@@ -23,8 +19,7 @@ use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Result, Words, seg
 use consonance_cpu::contrast::Options;
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use device::{Ceilings, Metered, OP, median, percent, rows};
+use criterion::{Criterion, Throughput};
 
 const LABELS: u32 = 1000;
 const TAU: f32 = 0.07;
@@ -123,7 +118,7 @@ fn floors(executor: &CudaExecutor) {
     }
 }
 
-fn bench(criterion: &mut Criterion) {
+pub(super) fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
     #[cfg(feature = "candle-cuda")]
     let multiplying = unfused();
@@ -235,6 +230,3 @@ fn unfused() -> Option<f64> {
     }
     (most > 0.0).then_some(most)
 }
-
-criterion_group!(benches, bench);
-criterion_main!(benches);

@@ -1,23 +1,18 @@
 //! Divergences of two distributions over the same keys on a GPU, by its own clock: milliseconds and TFLOP/s of the
 //! products that docs/divergence.md counts, for the loss, the queries' gradient and the keys'.
 //!
-//! `cargo bench --features cuda --bench cuda_divergence`. f32 is multiplied as three products of its parts, which do not
+//! `cargo bench --features cuda --bench cuda -- divergence`. f32 is multiplied as three products of its parts, which do not
 //! count.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
-
-#[path = "device/mod.rs"]
-mod device;
 
 use std::time::Duration;
 
+use super::device::{OP, median, rows};
 use consonance::cuda::divergence::{Exclusions, Problem, Side, key_gradients, losses};
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Memory, Result, Words};
 use consonance_cpu::divergence::Direction;
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use device::{OP, median, rows};
+use criterion::{Criterion, Throughput};
 
 /// Queries, keys, dimensions of student and teacher.
 const SHAPES: [[usize; 4]; 4] = [
@@ -51,7 +46,7 @@ fn run(executor: &dyn Executor, problem: &Problem<'_>, upstream: Words<'_>, pass
     Ok(())
 }
 
-fn bench(criterion: &mut Criterion) {
+pub(super) fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
     println!("| divergence | ms | TFLOP/s |\n|---|---:|---:|");
     for [b, n, dim, width] in SHAPES {
@@ -103,6 +98,3 @@ fn bench(criterion: &mut Criterion) {
         }
     }
 }
-
-criterion_group!(benches, bench);
-criterion_main!(benches);

@@ -1,9 +1,6 @@
 //! The kernels on a GPU pass the suite that the CPU backend and the simulated kernels pass, with the same bits every
 //! time, and write nothing beside their memory.
 
-#![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 use consonance::cuda::CudaExecutor;
 use consonance_testkit::backend::{Guarded, OnDevice, Recorded};
 use consonance_testkit::device::{device_or_skip, shapes_are_small};

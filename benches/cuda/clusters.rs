@@ -1,22 +1,17 @@
 //! k-means inside every class on a GPU, by its own clock: milliseconds, TFLOP/s of the assignments and GB/s of the passes over
 //! the rows that the plan makes, beside the rate at which the device copies.
 //!
-//! `cargo bench --features cuda --bench cuda_clusters`. With `candle-cuda` Lloyd's algorithm in Candle's ops runs beside, with
+//! `cargo bench --features cuda --bench cuda -- clusters`. With `candle-cuda` Lloyd's algorithm in Candle's ops runs beside, with
 //! its N × K scores.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
-
-#[path = "device/mod.rs"]
-mod device;
 
 use std::time::Duration;
 
+use super::device::{Metered, OP, median, percent, rows};
 use consonance::cuda::clusters::sub_clusters;
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix};
 use consonance_cpu::clusters::{Count, Geometry, Options, Start};
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use device::{Metered, OP, median, percent, rows};
+use criterion::{Criterion, Throughput};
 
 /// Rounds of assigning and averaging; one assignment more follows.
 const ROUNDS: usize = 5;
@@ -31,7 +26,7 @@ const SHAPES: [[usize; 4]; 6] = [
     [1, 1_000_000, 512, 8192],
 ];
 
-fn bench(criterion: &mut Criterion) {
+pub(super) fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
     let copied = if shapes_are_small() { 1 << 20 } else { 1usize << 30 };
     let ms = f64::from(executor.copy_milliseconds(OP, copied).unwrap());
@@ -147,6 +142,3 @@ fn unfused() {
         println!("| {classes}x{of_each}x{dim}/k{k} | {ms:.3} |");
     }
 }
-
-criterion_group!(benches, bench);
-criterion_main!(benches);

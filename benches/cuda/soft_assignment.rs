@@ -1,17 +1,13 @@
 //! Soft assignment, soft centroids and credibility on a GPU, by its own clock: milliseconds, TFLOP/s of useful work, the share
 //! of what the device does when it only multiplies, and memory beyond the inputs.
 //!
-//! `cargo bench --features cuda --bench cuda_soft_assignment`. Useful work is 2·N·K·D operations, twice that for the soft update;
+//! `cargo bench --features cuda --bench cuda -- soft_assignment`. Useful work is 2·N·K·D operations, twice that for the soft update;
 //! products of split rows and of parts of f32 do not count. With `candle-cuda` the same entropy and update in Candle's own ops
 //! run beside, with their N × K matrices, and the product alone, to which the share refers.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
-
-#[path = "device/mod.rs"]
-mod device;
-
 use std::time::Duration;
 
+use super::device::{Metered, OP, median, percent, rows};
 use consonance::cuda::credibility::credibility;
 use consonance::cuda::soft_assignment::{soft_assignment, soft_centroids};
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Result};
@@ -20,8 +16,7 @@ use consonance_cpu::credibility::Options as CredibilityOptions;
 use consonance_cpu::soft_assignment::{Affinity, Options};
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use device::{Metered, OP, median, percent, rows};
+use criterion::{Criterion, Throughput};
 
 const RATE: f64 = 8.0;
 
@@ -69,7 +64,7 @@ impl Pass {
     }
 }
 
-fn bench(criterion: &mut Criterion) {
+pub(super) fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
     #[cfg(feature = "candle-cuda")]
     let multiplying = unfused();
@@ -98,7 +93,7 @@ fn bench(criterion: &mut Criterion) {
                 let name = format!("{}/{n}x{k}x{dim}/{of}", dtype.suffix());
                 let share = percent(multiplying.map(|most| tflops / most));
                 println!("| {name} | {ms:.3} | {tflops:.1} | {share} | {:.1} |", metered.mebibytes());
-                let mut group = criterion.benchmark_group("soft-assignment-gpu");
+                let mut group = criterion.benchmark_group("soft_assignment-gpu");
                 group
                     .sample_size(10)
                     .measurement_time(Duration::from_secs(1))
@@ -174,6 +169,3 @@ fn unfused() -> Option<f64> {
     }
     (most > 0.0).then_some(most)
 }
-
-criterion_group!(benches, bench);
-criterion_main!(benches);

@@ -1,29 +1,24 @@
 //! Losses over lists of bank rows on a GPU, by its own clock: milliseconds and GB/s of listed rows, beside the rate at
 //! which the device copies, for both losses with and without the gradient of the queries, and the update of bank rows.
 //!
-//! `cargo bench --features cuda --bench cuda_gathered`.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
-
-#[path = "device/mod.rs"]
-mod device;
+//! `cargo bench --features cuda --bench cuda -- gathered`.
 
 use std::time::Duration;
 
+use super::device::{OP, median, rows};
 use consonance::cuda::gathered::{Lists, Loss, Positives, Teacher, losses, update_rows};
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Memory, Result, Words};
 use consonance_cpu::contrast::Normalizer;
 use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use device::{OP, median, rows};
+use criterion::{Criterion, Throughput};
 
 /// Queries, bank rows, columns, dimensions: the memory bank of Yang et al. 2022 for ImageNet, and rows four and sixteen
 /// times as wide.
 const SHAPES: [[usize; 4]; 3] =
     [[256, 1_281_167, 8194, 128], [256, 400_000, 8194, 512], [256, 100_000, 2049, 2048]];
 
-fn bench(criterion: &mut Criterion) {
+pub(super) fn bench(criterion: &mut Criterion) {
     let Some(executor) = device_or_skip(CudaExecutor::new(0)) else { return };
     let copied = if shapes_are_small() { 1 << 20 } else { 1usize << 30 };
     let ms = f64::from(executor.copy_milliseconds(OP, copied).unwrap());
@@ -85,6 +80,3 @@ fn bench(criterion: &mut Criterion) {
         }
     }
 }
-
-criterion_group!(benches, bench);
-criterion_main!(benches);
