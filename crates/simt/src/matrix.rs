@@ -163,6 +163,7 @@ impl Columns {
     }
 
     /// `add_products` of finite numbers for all columns at once.
+    #[allow(clippy::needless_range_loop, reason = "one index through several arrays: a vector of columns")]
     #[inline(always)]
     fn add_products(&self, sums: [u32; COLUMNS], a: &Line, first: usize, format: Format) -> [u32; COLUMNS] {
         let mut largest = [0i32; COLUMNS];
