@@ -1,6 +1,7 @@
 //! What a case runs on: the CPU backend, or the kernels on some executor.
 
 mod bank;
+mod clips;
 mod clusters;
 mod contrast;
 mod contrast_symmetric;
@@ -22,6 +23,7 @@ use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 use crate::stored::Stored;
 
 pub use bank::{Batch, CentersCase, PushCase, Pushed};
+pub use clips::ClipsCase;
 pub use clusters::{ClustersCase, ClustersStart};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
 pub use contrast_symmetric::{SymmetricCase, SymmetricFound};
@@ -189,6 +191,12 @@ pub trait Backend {
     /// What the backend says when there are no centers to give back.
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String>;
 
+    /// Augmented clips, as stored, one behind the other.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String>;
+
     /// The clusters of every class.
     ///
     /// # Errors
@@ -262,6 +270,10 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         (**self).update_centers(case)
+    }
+
+    fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String> {
+        (**self).clips(case)
     }
 
     fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {
@@ -362,6 +374,10 @@ impl Backend for Cpu {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         Ok(Self::centered(case))
+    }
+
+    fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String> {
+        Self::augmented(case)
     }
 
     fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {
