@@ -15,6 +15,7 @@ mod adv_bct;
 mod bct;
 mod classes;
 mod classifier;
+mod cvrl;
 mod dimensions;
 mod error;
 mod hot_refresh;
@@ -37,6 +38,10 @@ pub use adv_bct::{AdvBct, AdvBctConfig};
 pub use bct::{Bct, BctConfig, BctTargets};
 pub use classes::ClassMeans;
 pub use classifier::{CosineClassifier, CosineClassifierConfig, Margin};
+pub use cvrl::{
+    ClipAugmentation, ClipAugmentationConfig, ClipSampler, ClipSamplerConfig, ClipStarts, ClipView,
+    Consistency, Cvrl, CvrlConfig, IntervalDistribution,
+};
 pub use dimensions::{DimensionMatch, fit, match_dimensions};
 pub use error::{Error, Result};
 pub use hot_refresh::{HotRefresh, HotRefreshConfig};

@@ -210,7 +210,7 @@ fn exact(backend: &dyn Backend) -> Outcome {
             let mut case = case(dtype, ([2, 2, 12, 20], size, 0), 16, seed);
             case.parameters[0].crop = crop;
             let plain = case.parameters[0];
-            case.parameters[1] = ClipParameters { flip, solarize: Some(0.5), ..plain };
+            case.parameters[1] = ClipParameters { flip, solarize: Some(0.25), ..plain };
             check_exact(backend, &case)?;
             // A blur that reaches nowhere; a brightness of ½ and a product of ¼ in whatever order.
             case.parameters[0] = ClipParameters { blur: Some(1.5), flip, ..plain };

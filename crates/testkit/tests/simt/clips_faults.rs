@@ -157,8 +157,13 @@ const CLIPS: Family = (
         )
         .by("clips: alone and in a batch"),
         fault("pixels above 1 pass", "clips.cu", "&& value <= 1.0f;", "&& value <= 2.0f;").by(BAD_PIXELS),
-        fault("NaN passes", "clips.cu", "is_valid && value >= 0.0f &&", "is_valid && !(value < 0.0f) &&")
-            .by(BAD_PIXELS),
+        fault(
+            "NaN passes",
+            "clips.cu",
+            "is_valid && value >= 0.0f && value <= 1.0f;",
+            "is_valid && !(value < 0.0f || value > 1.0f);",
+        )
+        .by(BAD_PIXELS),
         fault(
             "the last bad clip is named",
             "clips.cu",
