@@ -59,15 +59,18 @@ use network::Network;
 use progress::Progress;
 use random::Draws;
 use trainer::{Recipe, unit_rows};
-use videos::{KINDS, LENGTH, SIDE, Texture, Video};
+use videos::{KINDS, LENGTH, Look, SIDE, Texture, Video};
 
 /// Frames of a clip, and how far apart they are in the video.
 const FRAMES: usize = 6;
 const STRIDE: usize = 2;
 /// Height and width of the frames that the network sees.
 const SEEN: usize = 24;
-/// Drawings of a batch, each in a video of every kind.
-const DRAWINGS: usize = 8;
+/// Drawings of a batch, each in so many videos of every kind.
+const DRAWINGS: usize = 2;
+const VIDEOS: usize = 4;
+/// Videos of a batch.
+const BATCH: usize = DRAWINGS * KINDS * VIDEOS;
 /// Neighbors that vote.
 const VOTERS: usize = 5;
 /// Dimensions of a clip's representation.
@@ -151,16 +154,6 @@ fn statistics(features: &Tensor) -> candle_core::Result<Tensor> {
     Tensor::cat(&[features.mean(1)?, change(1)?, change(2)?], 1)
 }
 
-/// The kinds of motion in both halves of the videos of a drawing: each kind begins one of them, and none goes on.
-fn kinds(draws: &mut Draws) -> Vec<[usize; 2]> {
-    loop {
-        let second = draws.permutation(KINDS);
-        if second.iter().enumerate().all(|(first, second)| first != *second) {
-            return second.into_iter().enumerate().map(|(first, second)| [first, second]).collect();
-        }
-    }
-}
-
 fn clips(values: Vec<f32>, count: usize) -> candle_core::Result<Tensor> {
     Tensor::from_vec(values, (count, FRAMES, 3, SIDE, SIDE), &Device::Cpu)
 }
@@ -190,9 +183,13 @@ fn train(
                     let row = order[(step * DRAWINGS + drawing) % order.len()];
                     let texture = Texture::draw(&mut draws);
                     let mut out = [Vec::new(), Vec::new()];
-                    for (at, kinds) in kinds(&mut draws).into_iter().enumerate() {
-                        let video = Video::new((split, row), size, &texture, kinds, &mut draws);
-                        let clip = (number * DRAWINGS + drawing) * KINDS + at;
+                    let look = Look::draw(&mut draws);
+                    for at in 0..KINDS * VIDEOS {
+                        let (first, other) = (at % KINDS, draws.below(KINDS));
+                        // Every other video goes on in another way.
+                        let second = if draws.unit() < e("CHANGE", 0.5) as f32 { other } else { first };
+                        let video = Video::new((split, row), size, (&texture, look), [first, second], &mut draws);
+                        let clip = (number * DRAWINGS + drawing) * KINDS * VIDEOS + at;
                         let starts = method.sampler().starts(LENGTH, seed, clip as u64)?;
                         for (start, out) in [starts.first, starts.second].into_iter().zip(&mut out) {
                             video.frames(&method.sampler().indices(LENGTH, start)?, out);
@@ -202,14 +199,14 @@ fn train(
                 })
                 .collect::<Result<_, _>>()?;
             let side = |view: usize| {
-                clips(pairs.iter().flat_map(|pair| pair[view].clone()).collect(), DRAWINGS * KINDS)
+                clips(pairs.iter().flat_map(|pair| pair[view].clone()).collect(), BATCH)
             };
-            let first = (number * DRAWINGS * KINDS) as u64;
+            let first = (number * BATCH) as u64;
             let views = method.augmentation().views(&side(0)?, &side(1)?, seed, first)?;
             // Both views in one pass, so that they share their batch statistics.
             let representations = model.forward(&Tensor::cat(&views, 0)?)?;
             let embeddings = unit_rows(&model.head.forward(&representations.relu()?)?)?;
-            let half = |view: usize| embeddings.narrow(0, view * DRAWINGS * KINDS, DRAWINGS * KINDS);
+            let half = |view: usize| embeddings.narrow(0, view * BATCH, BATCH);
             let terms = method.terms(&half(0)?, &half(1)?)?;
             optimizer.step(&terms.total.backward()?, number as f64 / (recipe.epochs * steps) as f64)?;
             bar.step(f64::from(terms.total.to_scalar::<f32>()?));
@@ -227,9 +224,9 @@ fn labeled(data: &Dataset, split: &Split, drawings: usize, key: u64) -> Result<(
     let order = Draws::new(&[key]).permutation(split.len());
     for (number, row) in order.into_iter().take(drawings).enumerate() {
         let mut draws = Draws::new(&[key, number as u64]);
-        let texture = Texture::draw(&mut draws);
+        let (texture, look) = (Texture::draw(&mut draws), Look::draw(&mut draws));
         for kind in 0..KINDS {
-            let video = Video::new((split, row), size, &texture, [kind; 2], &mut draws);
+            let video = Video::new((split, row), size, (&texture, look), [kind; 2], &mut draws);
             let start = draws.below(LENGTH - (FRAMES - 1) * STRIDE) as u32;
             let frames: Vec<u32> = (0..FRAMES as u32).map(|k| start + k * STRIDE as u32).collect();
             video.frames(&frames, &mut values);

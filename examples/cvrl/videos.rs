@@ -71,15 +71,31 @@ impl Texture {
     }
 }
 
+/// Where a drawing stands, how large it is, and its angle.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    center: [f32; 2],
+    size: f32,
+    tilt: f32,
+}
+
+impl Look {
+    pub(crate) fn draw(draws: &mut Draws) -> Self {
+        Self {
+            center: [0; 2].map(|_| SIDE as f32 / 2.0 + draws.within(-2.0, 2.0)),
+            size: draws.within(13.0, 17.0),
+            tilt: draws.within(-0.3, 0.3),
+        }
+    }
+}
+
 /// A drawing that moves in one way, and from the middle of the video on in another one, or in the same way all the time.
 pub(crate) struct Video<'a> {
     drawing: &'a [u8],
     size_of_drawing: (usize, usize),
     texture: &'a Texture,
+    look: Look,
     motions: [Motion; 2],
-    center: [f32; 2],
-    size: f32,
-    tilt: f32,
 }
 
 impl<'a> Video<'a> {
@@ -87,37 +103,29 @@ impl<'a> Video<'a> {
     pub(crate) fn new(
         (split, row): (&'a Split, usize),
         size: (usize, usize),
-        texture: &'a Texture,
+        (texture, look): (&'a Texture, Look),
         kinds: [usize; 2],
         draws: &mut Draws,
     ) -> Self {
         let first = Motion::draw(kinds[0], draws);
         let second = if kinds[0] == kinds[1] { first } else { Motion::draw(kinds[1], draws) };
-        let middle = SIDE as f32 / 2.0;
-        Self {
-            drawing: split.image(row),
-            size_of_drawing: size,
-            texture,
-            motions: [first, second],
-            center: [0; 2].map(|_| middle + draws.within(-2.0, 2.0)),
-            size: draws.within(13.0, 17.0),
-            tilt: draws.within(-0.3, 0.3),
-        }
+        Self { drawing: split.image(row), size_of_drawing: size, texture, look, motions: [first, second] }
     }
 
     /// Some frames, `[n, 3, SIDE, SIDE]` in [0, 1], behind `out`.
     pub(crate) fn frames(&self, frames: &[u32], out: &mut Vec<f32>) {
         let (height, width) = self.size_of_drawing;
+        let Look { center, size, tilt } = self.look;
         for frame in frames {
             let motion = &self.motions[usize::from(*frame as usize >= LENGTH / 2)];
             let [right, down, scale, angle] = motion.at(*frame as usize);
-            let (sin, cos) = (angle + self.tilt).sin_cos();
-            let unit = [height as f32, width as f32].map(|side| side / (self.size * scale));
+            let (sin, cos) = (angle + tilt).sin_cos();
+            let unit = [height as f32, width as f32].map(|side| side / (size * scale));
             let start = out.len();
             out.extend_from_slice(&self.texture.0);
             for y in 0..SIDE {
                 for x in 0..SIDE {
-                    let (v, u) = (y as f32 - self.center[1] - down, x as f32 - self.center[0] - right);
+                    let (v, u) = (y as f32 - center[1] - down, x as f32 - center[0] - right);
                     let v_of = (cos * v - sin * u) * unit[0] + 0.5 * height as f32;
                     let u_of = (sin * v + cos * u) * unit[1] + 0.5 * width as f32;
                     if v_of < 0.0 || u_of < 0.0 || v_of >= height as f32 || u_of >= width as f32 {
