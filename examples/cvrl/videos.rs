@@ -89,7 +89,7 @@ impl Look {
     }
 }
 
-/// A drawing that moves in one way, and from the middle of the video on in another one, or in the same way all the time.
+/// A drawing that moves in one way, and from the middle of the video on in another or the same.
 pub(crate) struct Video<'a> {
     drawing: &'a [u8],
     size_of_drawing: (usize, usize),

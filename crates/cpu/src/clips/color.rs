@@ -49,37 +49,59 @@ fn each_pixel(row: &mut Row<'_>, change: impl Fn([f32; 3]) -> [f32; 3]) {
 #[inline(always)]
 pub(super) fn step(row: &mut Row<'_>, step: ColorStep, factor: f32, pivots: [f32; 3]) {
     match step {
-        ColorStep::Brightness => each_value(row, |_, x| clipped(factor * x)),
+        ColorStep::Brightness => each_value(
+            row,
+            #[inline(always)]
+            |_, x| clipped(factor * x),
+        ),
         ColorStep::Contrast => {
-            each_value(row, |c, x| clipped(factor.mul_add(x - pivots[c], pivots[c])));
+            each_value(
+                row,
+                #[inline(always)]
+                |c, x| clipped(factor.mul_add(x - pivots[c], pivots[c])),
+            );
         }
-        ColorStep::Saturation => each_pixel(row, |[r, g, b]| {
-            let value = larger(larger(r, g), b);
-            let chroma = value - smaller(smaller(r, g), b);
-            // Without chroma the first branch holds, whatever the quotient is.
-            let scale = if factor * chroma <= value { factor } else { value / chroma };
-            [r, g, b].map(|x| clipped(value - (value - x) * scale))
-        }),
-        ColorStep::Hue => {
-            let sextants = 6.0 * factor;
-            each_pixel(row, |[r, g, b]| {
+        ColorStep::Saturation => each_pixel(
+            row,
+            #[inline(always)]
+            |[r, g, b]: [f32; 3]| {
                 let value = larger(larger(r, g), b);
                 let chroma = value - smaller(smaller(r, g), b);
-                let divisor = if chroma > 0.0 { chroma } else { 1.0 };
-                let (difference, start) = if value == r {
-                    (g - b, 0.0)
-                } else if value == g {
-                    (b - r, 2.0)
-                } else {
-                    (r - g, 4.0)
-                };
-                let hue = difference / divisor + start + sextants;
-                [5.0, 3.0, 1.0].map(|offset: f32| {
-                    let k = hue + offset;
-                    let k = k - 6.0 * (k * (1.0 / 6.0)).floor();
-                    clipped(value - chroma * clipped(smaller(k, 4.0 - k)))
-                })
-            });
+                // Without chroma the first branch holds, whatever the quotient is.
+                let scale = if factor * chroma <= value { factor } else { value / chroma };
+                [r, g, b].map(
+                    #[inline(always)]
+                    |x| clipped(value - (value - x) * scale),
+                )
+            },
+        ),
+        ColorStep::Hue => {
+            let sextants = 6.0 * factor;
+            each_pixel(
+                row,
+                #[inline(always)]
+                |[r, g, b]: [f32; 3]| {
+                    let value = larger(larger(r, g), b);
+                    let chroma = value - smaller(smaller(r, g), b);
+                    let divisor = if chroma > 0.0 { chroma } else { 1.0 };
+                    let (difference, start) = if value == r {
+                        (g - b, 0.0)
+                    } else if value == g {
+                        (b - r, 2.0)
+                    } else {
+                        (r - g, 4.0)
+                    };
+                    let hue = difference / divisor + start + sextants;
+                    [5.0, 3.0, 1.0].map(
+                        #[inline(always)]
+                        |offset: f32| {
+                            let k = hue + offset;
+                            let k = k - 6.0 * (k * (1.0 / 6.0)).floor();
+                            clipped(value - chroma * clipped(smaller(k, 4.0 - k)))
+                        },
+                    )
+                },
+            );
         }
     }
 }
@@ -88,5 +110,9 @@ pub(super) fn step(row: &mut Row<'_>, step: ColorStep, factor: f32, pivots: [f32
 #[inline(always)]
 pub(super) fn grayscale(row: &mut Row<'_>) {
     let [red, green, blue] = LUMA;
-    each_pixel(row, |[r, g, b]| [blue.mul_add(b, green.mul_add(g, red * r)); 3]);
+    each_pixel(
+        row,
+        #[inline(always)]
+        |[r, g, b]: [f32; 3]| [blue.mul_add(b, green.mul_add(g, red * r)); 3],
+    );
 }

@@ -78,7 +78,11 @@ impl Storage for f16 {
 
 impl Storage for bf16 {
     fn store(to: &mut [Self], values: &[f32]) {
-        to.convert_from_f32_slice(values);
+        // Pixels are numbers in [0, 1], so that adding half a unit never meets NaN: a loop that becomes vectors.
+        for (to, x) in to.iter_mut().zip(values) {
+            let bits = x.to_bits();
+            *to = Self::from_bits((bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16);
+        }
     }
 }
 
@@ -95,7 +99,11 @@ fn frame<'a>(
     match clips.elements() {
         Elements::F32(x) => return &x[range],
         Elements::F16(x) => x[range].convert_to_f32_slice(buffer),
-        Elements::Bf16(x) => x[range].convert_to_f32_slice(buffer),
+        Elements::Bf16(x) => {
+            for (to, x) in buffer.iter_mut().zip(&x[range]) {
+                *to = f32::from_bits(u32::from(x.to_bits()) << 16);
+            }
+        }
     }
     buffer
 }
@@ -157,9 +165,15 @@ impl One<'_> {
                     #[inline(always)]
                     || {
                         self.resample(from, (&rows, &columns), values);
-                        self.each_row(values, |row| {
-                            before.iter().for_each(|step| color::step(row, *step, factor(*step), [0.0; 3]));
-                        });
+                        self.each_row(
+                            values,
+                            #[inline(always)]
+                            |row: &mut Row<'_>| {
+                                for step in before {
+                                    color::step(row, *step, factor(*step), [0.0; 3]);
+                                }
+                            },
+                        );
                         match after {
                             [] => [0.0; 3],
                             _ => sums(values, self.size.plane()),
@@ -180,12 +194,18 @@ impl One<'_> {
                 dispatch(
                     #[inline(always)]
                     || {
-                        self.each_row(values, |row| {
-                            after.iter().for_each(|step| color::step(row, *step, factor(*step), pivots));
-                            if self.parameters.grayscale {
-                                color::grayscale(row);
-                            }
-                        });
+                        self.each_row(
+                            values,
+                            #[inline(always)]
+                            |row: &mut Row<'_>| {
+                                for step in after {
+                                    color::step(row, *step, factor(*step), pivots);
+                                }
+                                if self.parameters.grayscale {
+                                    color::grayscale(row);
+                                }
+                            },
+                        );
                         if let Some(weights) = &weights {
                             blur(values, self.size, weights, buffer);
                         }
@@ -229,7 +249,9 @@ impl One<'_> {
         let (r, rest) = values.split_at_mut(plane);
         let (g, b) = rest.split_at_mut(plane);
         let rows = r.chunks_exact_mut(width).zip(g.chunks_exact_mut(width)).zip(b.chunks_exact_mut(width));
-        rows.for_each(|((r, g), b)| change(&mut [r, g, b]));
+        for ((r, g), b) in rows {
+            change(&mut [r, g, b]);
+        }
     }
 }
 
@@ -279,6 +301,13 @@ fn sums(values: &[f32], plane: usize) -> [f64; 3] {
     out
 }
 
+#[inline(always)]
+fn scaled(to: &mut [f32], from: &[f32], factor: f32) {
+    for (to, x) in to.iter_mut().zip(from) {
+        *to = factor * x;
+    }
+}
+
 /// A separable blur of a frame `[3, H, W]` in place, black beyond its edges.
 #[inline(always)]
 fn blur(values: &mut [f32], frames: Frames, weights: &[f32], buffer: &mut Vec<f32>) {
@@ -291,7 +320,7 @@ fn blur(values: &mut [f32], frames: Frames, weights: &[f32], buffer: &mut Vec<f3
     for plane in values.chunks_exact_mut(frames.plane()) {
         for (row, to) in plane.chunks_exact(width).zip(along.chunks_exact_mut(width)) {
             line[radius..radius + width].copy_from_slice(row);
-            to.iter_mut().zip(row).for_each(|(to, x)| *to = weights[0] * x);
+            scaled(to, row, weights[0]);
             for (k, weight) in weights.iter().enumerate().skip(1) {
                 let (left, right) = (&line[radius - k..][..width], &line[radius + k..][..width]);
                 for ((to, a), b) in to.iter_mut().zip(left).zip(right) {
@@ -300,15 +329,18 @@ fn blur(values: &mut [f32], frames: Frames, weights: &[f32], buffer: &mut Vec<f3
             }
         }
         for (y, to) in plane.chunks_exact_mut(width).enumerate() {
-            let row = |y: usize| &along[y * width..][..width];
-            to.iter_mut().zip(row(y)).for_each(|(to, x)| *to = weights[0] * x);
+            scaled(to, &along[y * width..][..width], weights[0]);
             for (k, weight) in weights.iter().enumerate().skip(1) {
                 let neighbors = [y.checked_sub(k), Some(y + k).filter(|y| *y < height)];
                 for from in neighbors.into_iter().flatten() {
-                    to.iter_mut().zip(row(from)).for_each(|(to, x)| *to = weight.mul_add(*x, *to));
+                    for (to, x) in to.iter_mut().zip(&along[from * width..][..width]) {
+                        *to = weight.mul_add(*x, *to);
+                    }
                 }
             }
-            to.iter_mut().for_each(|x| *x = clipped(*x));
+            for x in to {
+                *x = clipped(*x);
+            }
         }
     }
 }
