@@ -4,8 +4,8 @@
 //! cargo run --release --example cvrl
 //! ```
 //!
-//! The videos are **generated** from Emoji-ID: a drawing moves, grows, spins or rests over a texture, and in half of the
-//! videos does something else from the middle on. The videos of a drawing share its texture and differ in their motion alone,
+//! The videos are **generated** from Emoji-ID: a drawing moves, grows, spins or rests over a texture, and in two of
+//! five videos does something else from the middle on. The videos of a drawing share its texture and differ in their motion alone,
 //! so that the loss is about motion. Three variants train a network of frames and one over what changes between them by
 //! contrastive video representation learning (Qian et al., CVPR 2021), without any label: with augmentations drawn for each
 //! frame, with augmentations drawn once a clip but intervals of any length, and as published, with augmentations drawn once
