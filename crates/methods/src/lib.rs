@@ -8,8 +8,9 @@
 //! [`Procrustes`] is the post-hoc adapter that needs no training of the new model at all.
 //!
 //! Beside them stand published systems on the same operations, each with its own configuration: mutual contrastive learning
-//! ([`MutualBatch`], [`MutualBank`], [`MutualQueue`]), multimodal contrastive training ([`Multimodal`]), and the contrast of
-//! video and speech with self-paced negatives ([`VideoSpeech`]).
+//! ([`MutualBatch`], [`MutualBank`], [`MutualQueue`]), multimodal contrastive training ([`Multimodal`]), contrastive
+//! video representation learning ([`Cvrl`]), and the contrast of video and speech with self-paced negatives
+//! ([`VideoSpeech`]).
 
 mod adv_bct;
 mod bct;
