@@ -10,8 +10,8 @@ use std::time::Duration;
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops::log_softmax;
 use consonance_methods::{
-    Multimodal, MultimodalConfig, MutualBank, MutualBatch, MutualContrastConfig, MutualQueue, State, Streams,
-    VideoSpeech, VideoSpeechBatch, VideoSpeechConfig,
+    Cvrl, CvrlConfig, Multimodal, MultimodalConfig, MutualBank, MutualBatch, MutualContrastConfig,
+    MutualQueue, State, Streams, VideoSpeech, VideoSpeechBatch, VideoSpeechConfig,
 };
 use consonance_testkit::data;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
@@ -265,6 +265,29 @@ fn video_speech(group: &mut BenchmarkGroup<'_, WallTime>) {
     );
 }
 
+fn cvrl(group: &mut BenchmarkGroup<'_, WallTime>) {
+    let (n, d) = (1024, 128);
+    let h = tracked(2, n, d);
+    let config = CvrlConfig::default();
+    let method = Cvrl::new(config).unwrap();
+    let own: Vec<f32> = (0..n * n).map(|at| if at / n == at % n { 1.0 } else { 0.0 }).collect();
+    let own = Tensor::from_vec(own, (n, n), &CPU).unwrap();
+    let positive = own.pad_with_zeros(1, 0, n).unwrap();
+    // As published: 10⁹ is subtracted from the scores of a clip with itself.
+    let itself = (own * 1e9).unwrap();
+    let panel = |a: &Tensor, b: &Tensor| -> Result<Tensor> {
+        let across = (a.matmul(&b.t()?)? / config.temperature)?;
+        let within = ((a.matmul(&a.t()?)? / config.temperature)? - &itself)?;
+        contrast(&Tensor::cat(&[across, within], 1)?, &positive, None)
+    };
+    both(
+        group,
+        "cvrl, 1024 x 128",
+        || method.terms(&h[0], &h[1]).unwrap().total,
+        || panel(&h[0], &h[1])? + panel(&h[1], &h[0])?,
+    );
+}
+
 fn benches(c: &mut Criterion) {
     let mut group = c.benchmark_group("systems");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
@@ -273,6 +296,7 @@ fn benches(c: &mut Criterion) {
     mutual_queue(&mut group);
     multimodal(&mut group);
     video_speech(&mut group);
+    cvrl(&mut group);
     group.finish();
 }
 

@@ -13,9 +13,13 @@ pub mod kernels;
 mod ops;
 
 #[cfg(feature = "candle")]
+pub use consonance_cpu::clips::{ClipParameters, ColorJitter, ColorStep, CropBox, Options as AugmentOptions};
+#[cfg(feature = "candle")]
 pub use error::{Error, Result};
 #[cfg(feature = "candle")]
 pub use ops::bank::{Bank, Entries, update_centers};
+#[cfg(feature = "candle")]
+pub use ops::clips::augment_clips;
 #[cfg(feature = "candle")]
 pub use ops::contrast::{
     Admission, AffinityMap, Closeness, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs,

@@ -5,10 +5,11 @@
 
 use std::sync::LazyLock;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use consonance::cuda::{CudaExecutor, Executor, available};
 use consonance::{
-    AffinityMap, ContrastOptions, NeighborsOptions, Normalizer, Pairs, Temperature, contrast, neighbors,
+    AffinityMap, AugmentOptions, ClipParameters, ContrastOptions, NeighborsOptions, Normalizer, Pairs,
+    Temperature, augment_clips, contrast, neighbors,
 };
 use consonance_testkit::data;
 use consonance_testkit::device::device_or_skip;
@@ -65,6 +66,28 @@ fn an_op_on_tensors_of_the_device_gives_the_cpus_result() {
     let moved = |x: &Tensor| x.to_device(&device).unwrap();
     let found = neighbors(&moved(&queries), &moved(&bank), &NeighborsOptions::new(3)).unwrap();
     assert_eq!(found.indices.to_vec2::<u32>().unwrap(), expected.indices.to_vec2::<u32>().unwrap());
+}
+
+#[test]
+fn clips_of_every_type_on_the_device_are_those_of_the_cpu() {
+    let Some(device) = device_or_skip(DEVICE.clone()) else { return };
+    let pixels: Vec<f32> =
+        data::labels(2 * 3 * 3 * 12 * 20, 17, 1).into_iter().map(|v| v as f32 / 16.0).collect();
+    let clips = Tensor::from_vec(pixels, (2, 3, 3, 12, 20), &Device::Cpu).unwrap();
+    let plain = ClipParameters::plain(12, 20);
+    // Halved and flipped: every result is exact.
+    let parameters = [plain, ClipParameters { flip: true, ..plain }];
+    let run = |clips: &Tensor| augment_clips(clips, &parameters, &AugmentOptions::new(6, 10)).unwrap();
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let clips = clips.to_dtype(dtype).unwrap();
+        let (got, expected) = (run(&clips.to_device(&device).unwrap()), run(&clips));
+        assert_eq!((got.dims(), got.dtype()), (expected.dims(), dtype));
+        let values = |x: &Tensor| {
+            let here = x.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
+            here.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(values(&got), values(&expected), "{dtype:?}");
+    }
 }
 
 #[test]

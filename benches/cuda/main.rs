@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 mod bank;
+mod clips;
 mod clusters;
 mod contrast;
 mod device;
@@ -21,6 +22,7 @@ type Family = (&'static str, fn(&mut Criterion));
 
 const FAMILIES: &[Family] = &[
     ("bank", bank::bench),
+    ("clips", clips::bench),
     ("clusters", clusters::bench),
     ("contrast", contrast::bench),
     ("divergence", divergence::bench),

@@ -110,8 +110,11 @@ pub(crate) fn compare<V: Copy>(
         report.push(*name, [Cell::over_seeds(&values)?])?;
         means.push(values);
     }
-    let wins = means[0].iter().zip(&means[means.len() - 1]).filter(|(a, b)| b > a).count();
-    report.note(format!("The last row is above the first at {wins} of {} seeds.", arguments.seeds));
+    let above = |values: &Vec<f64>| values.iter().zip(&means[means.len() - 1]).filter(|(a, b)| b > a).count();
+    for ((name, _), values) in variants.iter().zip(&means[..means.len() - 1]) {
+        let (wins, seeds) = (above(values), arguments.seeds);
+        report.note(format!("The last row is above \"{name}\" at {wins} of {seeds} seeds."));
+    }
     println!("{}", report.to_terminal());
     Ok(())
 }

@@ -563,6 +563,40 @@ struct BankPush {
     uint32_t reserved;
 };
 
+// u32 words of a clip's parameters, pixels that a block checks or sums, pixels that a block of whole frames augments, and the
+// side of a tile that is blurred.
+constexpr uint32_t CLIP_WORDS = 12;
+constexpr uint32_t CLIP_CHUNK = 2048;
+constexpr uint32_t CLIP_PIXELS = 512;
+constexpr uint32_t CLIP_TILE = 32;
+
+// clips_*: one set of parameters for all frames of a clip.
+struct Clips {
+    // [clip_count, frames, 3, height, width], clips `clip_stride` elements apart; values in [0, 1].
+    uint64_t clips;
+    uint64_t clip_stride;
+    // [clip_count, frames, 3, out_height, out_width], dense.
+    uint64_t outputs;
+    // u32 [clip_count, CLIP_WORDS]: see `Word` in clips.cu.
+    uint64_t parameters;
+    // f32 [clip_count, radius + 1]: weights of a blur from its middle on.
+    uint64_t weights;
+    // f32 [clip_count, 3, chunk_count]: sums of CLIP_CHUNK pixels each, before the contrast.
+    uint64_t partials;
+    // f32 [clip_count, 3]: means before the contrast.
+    uint64_t pivots;
+    // u32: the least clip with a pixel that is not in [0, 1].
+    uint64_t status;
+    uint32_t clip_count;
+    uint32_t frames;
+    uint32_t height;
+    uint32_t width;
+    uint32_t out_height;
+    uint32_t out_width;
+    uint32_t radius;
+    uint32_t chunk_count;
+};
+
 // Words of the status of class centers: the least bad position of a label, of a row and the least bad class.
 constexpr uint32_t CENTERS_STATUS = 3;
 

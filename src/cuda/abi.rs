@@ -104,6 +104,15 @@ pub const SOFT_PARTIAL_BYTES: usize = 24;
 /// Words of the status of a soft assignment.
 pub const SOFT_STATUS: usize = 3;
 
+/// Words of a clip's parameters.
+pub const CLIP_WORDS: usize = 12;
+/// Pixels that a block checks or sums.
+pub const CLIP_CHUNK: usize = 2048;
+/// Pixels that a block of whole frames augments.
+pub const CLIP_PIXELS: usize = 512;
+/// The side of a tile that is blurred.
+pub const CLIP_TILE: usize = 32;
+
 /// Threads of a block of the clustering kernels.
 pub const CLUSTER_THREADS: usize = 256;
 /// Clusters of a class whose sums a streamed assignment takes along.
@@ -498,6 +507,25 @@ params! {
         dim: u32,
         row_type: u32,
         reserved: u32,
+    }
+    /// `clips_*`.
+    Clips {
+        clips: u64,
+        clip_stride: u64,
+        outputs: u64,
+        parameters: u64,
+        weights: u64,
+        partials: u64,
+        pivots: u64,
+        status: u64,
+        clip_count: u32,
+        frames: u32,
+        height: u32,
+        width: u32,
+        out_height: u32,
+        out_width: u32,
+        radius: u32,
+        chunk_count: u32,
     }
     /// `bank_centers_*`.
     BankCenters {

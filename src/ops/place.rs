@@ -261,7 +261,7 @@ impl Place {
         Ok(self.tensor(op, memory, dtype, (len, 1))?.squeeze(1)?)
     }
 
-    /// A tensor of this memory, `f32`, `u32` or `u8`.
+    /// A tensor of this memory, `f32`, `f16`, `bf16`, `u32` or `u8`.
     ///
     /// # Errors
     /// Errors of the driver.
@@ -274,10 +274,11 @@ impl Place {
     ) -> Result<Tensor> {
         match self {
             Self::Copied(executor) => {
-                if dtype == DType::U8 {
-                    let mut bytes = vec![0u8; shape.0 * shape.1];
+                if matches!(dtype, DType::U8 | DType::F16 | DType::BF16) {
+                    let mut bytes = vec![0u8; shape.0 * shape.1 * dtype.size_in_bytes()];
                     executor.download(op, &memory, &mut bytes)?;
-                    return Ok(Tensor::from_vec(bytes, shape, &Device::Cpu)?);
+                    let dims = [shape.0, shape.1];
+                    return Ok(Tensor::from_raw_buffer(&bytes, dtype, &dims, &Device::Cpu)?);
                 }
                 let mut words = vec![0u32; shape.0 * shape.1];
                 executor.download(op, &memory, bytemuck::cast_slice_mut(&mut words))?;
@@ -394,6 +395,14 @@ mod on_device {
             DType::U8 => {
                 CudaStorage::wrap_cuda_slice(executor.into_slice::<u8>(op, memory, len)?, device.clone())
             }
+            DType::F16 => CudaStorage::wrap_cuda_slice(
+                executor.into_slice::<half::f16>(op, memory, len)?,
+                device.clone(),
+            ),
+            DType::BF16 => CudaStorage::wrap_cuda_slice(
+                executor.into_slice::<half::bf16>(op, memory, len)?,
+                device.clone(),
+            ),
             _ => CudaStorage::wrap_cuda_slice(executor.into_slice::<u32>(op, memory, len)?, device.clone()),
         };
         Ok(Tensor::from((Storage::Cuda(storage), shape)))

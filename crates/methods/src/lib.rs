@@ -8,13 +8,15 @@
 //! [`Procrustes`] is the post-hoc adapter that needs no training of the new model at all.
 //!
 //! Beside them stand published systems on the same operations, each with its own configuration: mutual contrastive learning
-//! ([`MutualBatch`], [`MutualBank`], [`MutualQueue`]), multimodal contrastive training ([`Multimodal`]), and the contrast of
-//! video and speech with self-paced negatives ([`VideoSpeech`]).
+//! ([`MutualBatch`], [`MutualBank`], [`MutualQueue`]), multimodal contrastive training ([`Multimodal`]), contrastive
+//! video representation learning ([`Cvrl`]), and the contrast of video and speech with self-paced negatives
+//! ([`VideoSpeech`]).
 
 mod adv_bct;
 mod bct;
 mod classes;
 mod classifier;
+mod cvrl;
 mod dimensions;
 mod error;
 mod hot_refresh;
@@ -37,6 +39,10 @@ pub use adv_bct::{AdvBct, AdvBctConfig};
 pub use bct::{Bct, BctConfig, BctTargets};
 pub use classes::ClassMeans;
 pub use classifier::{CosineClassifier, CosineClassifierConfig, Margin};
+pub use cvrl::{
+    ClipAugmentation, ClipAugmentationConfig, ClipSampler, ClipSamplerConfig, ClipStarts, ClipView,
+    Consistency, Cvrl, CvrlConfig, IntervalDistribution,
+};
 pub use dimensions::{DimensionMatch, fit, match_dimensions};
 pub use error::{Error, Result};
 pub use hot_refresh::{HotRefresh, HotRefreshConfig};

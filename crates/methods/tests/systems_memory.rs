@@ -5,8 +5,9 @@
 
 use candle_core::{Device, Tensor, Var};
 use consonance_methods::{
-    InterModal, Multimodal, MultimodalConfig, MutualBank, MutualBatch, MutualContrastConfig, MutualQueue,
-    State, Streams, Terms, VideoSpeech, VideoSpeechBatch, VideoSpeechConfig, VideoSpeechForm,
+    Cvrl, CvrlConfig, InterModal, Multimodal, MultimodalConfig, MutualBank, MutualBatch,
+    MutualContrastConfig, MutualQueue, State, Streams, Terms, VideoSpeech, VideoSpeechBatch,
+    VideoSpeechConfig, VideoSpeechForm,
 };
 use consonance_testkit::allocation::{Counting, peak_extra};
 use consonance_testkit::data;
@@ -105,6 +106,10 @@ fn every_system_stays_far_below_its_matrices() {
             }
         }
     }
+
+    // Both panels are one contrast of 2N rows with themselves.
+    let (method, h) = (Cvrl::new(CvrlConfig::default()).unwrap(), tracked(2, b / 2, d));
+    check("cvrl", (b, b, d), || method.terms(&h[0], &h[1]).unwrap());
 
     // Lists of bank rows: no copy of the rows.
     let (b, held, columns, d) = (64, 20_000, 8194, 64);

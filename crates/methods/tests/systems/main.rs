@@ -3,6 +3,7 @@
 // A test or bench that cannot go on has to stop.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod cvrl;
 mod golden;
 mod multimodal;
 mod mutual;

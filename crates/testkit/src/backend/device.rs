@@ -9,9 +9,9 @@ use consonance_cpu::ranking::Ranking;
 use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, CentersCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase, DivergenceCase,
-    DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed, RankingCase,
-    Sides, SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
+    Backend, CentersCase, ClipsCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase,
+    DivergenceCase, DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed,
+    RankingCase, Sides, SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
 };
 use crate::stored::Stored;
 
@@ -177,6 +177,10 @@ impl<E: Executor> Backend for OnDevice<E> {
 
     fn update_centers(&self, case: &CentersCase) -> std::result::Result<Updated, String> {
         self.centered(case).map_err(|error| error.to_string())
+    }
+
+    fn clips(&self, case: &ClipsCase) -> std::result::Result<Vec<f32>, String> {
+        self.augmented(case).map_err(|error| error.to_string())
     }
 
     fn clusters(&self, case: &ClustersCase) -> std::result::Result<SubClusters, String> {

@@ -1,6 +1,7 @@
 //! What a case runs on: the CPU backend, or the kernels on some executor.
 
 mod bank;
+mod clips;
 mod clusters;
 mod contrast;
 mod contrast_pace;
@@ -23,6 +24,7 @@ use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 use crate::stored::Stored;
 
 pub use bank::{Batch, CentersCase, PushCase, Pushed};
+pub use clips::ClipsCase;
 pub use clusters::{ClustersCase, ClustersStart};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
 pub use contrast_pace::{Close, PaceCase};
@@ -191,6 +193,12 @@ pub trait Backend {
     /// What the backend says when there are no centers to give back.
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String>;
 
+    /// Augmented clips, as stored, one behind the other.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String>;
+
     /// The clusters of every class.
     ///
     /// # Errors
@@ -264,6 +272,10 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         (**self).update_centers(case)
+    }
+
+    fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String> {
+        (**self).clips(case)
     }
 
     fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {
@@ -364,6 +376,10 @@ impl Backend for Cpu {
 
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         Ok(Self::centered(case))
+    }
+
+    fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String> {
+        Self::augmented(case)
     }
 
     fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {

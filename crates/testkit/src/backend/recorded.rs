@@ -10,9 +10,9 @@ use consonance_cpu::ranking::Ranking;
 use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, CentersCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase, DivergenceCase,
-    DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed, RankingCase,
-    SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
+    Backend, CentersCase, ClipsCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase,
+    DivergenceCase, DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed,
+    RankingCase, SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
 };
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
@@ -139,6 +139,12 @@ impl<B: Backend> Backend for Recorded<B> {
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         let found = self.backend.update_centers(case)?;
         self.add(&found.0);
+        Ok(found)
+    }
+
+    fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String> {
+        let found = self.backend.clips(case)?;
+        self.add(&found);
         Ok(found)
     }
 

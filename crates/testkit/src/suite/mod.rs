@@ -6,6 +6,7 @@
 //! held to a bound derived beforehand.
 
 pub mod bank;
+pub mod clips;
 pub mod clusters;
 pub mod contrast;
 mod contrast_bound;
@@ -53,6 +54,7 @@ pub fn all() -> impl Iterator<Item = Check> {
         contrast_pace::CHECKS,
         gathered::CHECKS,
         bank::CHECKS,
+        clips::CHECKS,
         contrast_symmetric::CHECKS,
         clusters::CHECKS,
         soft_assignment::CHECKS,

@@ -2,6 +2,8 @@
 
 #[path = "bank_faults.rs"]
 mod bank;
+#[path = "clips_faults.rs"]
+mod clips;
 #[path = "clusters_faults.rs"]
 mod clusters;
 #[path = "contrast_faults.rs"]
