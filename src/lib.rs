@@ -17,6 +17,8 @@ pub use error::{Error, Result};
 #[cfg(feature = "candle")]
 pub use ops::bank::{Bank, Entries, update_centers};
 #[cfg(feature = "candle")]
+pub use ops::cam::{Backgrounds, BackgroundsOptions, backgrounds, cam, masked_blend};
+#[cfg(feature = "candle")]
 pub use ops::contrast::{
     Admission, AffinityMap, Closeness, Contrast, ContrastOptions, Normalizer, OtherPositives, Pairs,
     Products, Temperature, contrast, contrast_symmetric,

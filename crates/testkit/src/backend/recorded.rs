@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use consonance_cpu::cam::Backgrounds;
 use consonance_cpu::clusters::SubClusters;
 use consonance_cpu::credibility::Credibility;
 use consonance_cpu::neighbors::Neighbors;
@@ -10,7 +11,7 @@ use consonance_cpu::ranking::Ranking;
 use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, CentersCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase, DivergenceCase,
+    Backend, BackgroundsCase, BlendCase, CamCase, CentersCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase, DivergenceCase,
     DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed, RankingCase,
     SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
 };
@@ -139,6 +140,25 @@ impl<B: Backend> Backend for Recorded<B> {
     fn update_centers(&self, case: &CentersCase) -> Result<Updated, String> {
         let found = self.backend.update_centers(case)?;
         self.add(&found.0);
+        Ok(found)
+    }
+
+    fn cam(&self, case: &CamCase) -> Result<Vec<f32>, String> {
+        let found = self.backend.cam(case)?;
+        self.add(&found);
+        Ok(found)
+    }
+
+    fn masked_blend(&self, case: &BlendCase) -> Result<Vec<f32>, String> {
+        let found = self.backend.masked_blend(case)?;
+        self.add(&found);
+        Ok(found)
+    }
+
+    fn backgrounds(&self, case: &BackgroundsCase) -> Result<Backgrounds, String> {
+        let found = self.backend.backgrounds(case)?;
+        self.add(&found.images);
+        (&found.rectangles, &found.found).hash(&mut *self.digest.borrow_mut());
         Ok(found)
     }
 

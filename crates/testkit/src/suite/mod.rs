@@ -6,6 +6,7 @@
 //! held to a bound derived beforehand.
 
 pub mod bank;
+pub mod cam;
 pub mod clusters;
 pub mod contrast;
 mod contrast_bound;
@@ -51,6 +52,7 @@ pub fn all() -> impl Iterator<Item = Check> {
         contrast::CHECKS,
         gathered::CHECKS,
         bank::CHECKS,
+        cam::CHECKS,
         contrast_symmetric::CHECKS,
         clusters::CHECKS,
         soft_assignment::CHECKS,

@@ -2,6 +2,8 @@
 
 #[path = "bank_faults.rs"]
 mod bank;
+#[path = "cam_faults.rs"]
+mod cam;
 #[path = "clusters_faults.rs"]
 mod clusters;
 #[path = "contrast_faults.rs"]
