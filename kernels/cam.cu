@@ -34,9 +34,14 @@ constexpr float CUBIC = -0.75f;
 enum MapWord { GRADIENTS, ACTIVATIONS };
 enum Word { IMAGES, OTHERS, MASKS };
 
-__device__ __forceinline__ void report(uint64_t status, uint32_t word, uint32_t image) {
-    atomicMin(output<uint32_t>(status) + word, image);
+// Reports what a thread has found wrong: a bit a word. Once at its end, so that nothing stands between its loads.
+__device__ __forceinline__ void report(uint64_t status, uint32_t found, uint32_t image) {
+    for (uint32_t left = found; left != 0; left &= left - 1) {
+        atomicMin(output<uint32_t>(status) + __ffs(static_cast<int>(left)) - 1, image);
+    }
 }
+
+__device__ __forceinline__ uint32_t wrong(uint32_t word, bool is_right) { return is_right ? 0 : 1u << word; }
 
 template <class T>
 __device__ __forceinline__ void sum(const CamSum& p) {
@@ -45,19 +50,19 @@ __device__ __forceinline__ void sum(const CamSum& p) {
     const uint32_t warp = threadIdx.x / 32;
     const T* const activations = array<T>(p.activations) + image * p.activation_stride;
     const float* const gradients = array<float>(p.gradients) + static_cast<uint64_t>(image) * p.channels;
+    // Lanes beyond the last pixel do as it does.
+    const T* const column = activations + min(pixel, p.pixels - 1);
+    uint32_t found = 0;
     float sum = 0.0f;
 #pragma unroll 8
     for (uint32_t k = warp; k < p.channels; k += WARPS) {
         const float g = gradients[k];
-        if (!is_finite(g)) {
-            report(p.status, GRADIENTS, image);
-        }
+        found |= wrong(GRADIENTS, is_finite(g));
         // 0 · ∞ is NaN: what has no weight is looked at, too.
-        if (pixel < p.pixels) {
-            const float a = to_f32(activations[static_cast<uint64_t>(k) * p.pixels + pixel]);
-            sum = fmaf(p.keep_negative != 0 ? g : fmaxf(g, 0.0f), a, sum);
-        }
+        const float a = to_f32(column[static_cast<uint64_t>(k) * p.pixels]);
+        sum = fmaf(p.keep_negative != 0 ? g : fmaxf(g, 0.0f), a, sum);
     }
+    report(p.status, found, image);
     auto* const of_warps = reinterpret_cast<float*>(ptx::shared_memory());
     of_warps[threadIdx.x] = sum;
     __syncthreads();
@@ -67,10 +72,8 @@ __device__ __forceinline__ void sum(const CamSum& p) {
     for (uint32_t other = 1; other < WARPS; ++other) {
         sum += of_warps[other * 32 + lane_index()];
     }
-    // Written so that a NaN is refused.
-    if (!(fabsf(sum) <= LARGEST_SUM)) {
-        report(p.status, ACTIVATIONS, image);
-    }
+    // A NaN is not below the limit.
+    report(p.status, wrong(ACTIVATIONS, fabsf(sum) <= LARGEST_SUM), image);
     output<float>(p.sums)[static_cast<uint64_t>(image) * p.pixels + pixel] =
         fmaxf(sum, 0.0f) / static_cast<float>(p.pixels);
 }
@@ -228,21 +231,12 @@ __device__ __forceinline__ void store_chunk(bf16* to, const float (&values)[8]) 
 }
 
 // One pixel of one channel.
-__device__ __forceinline__ float blended(const CamBlend& p, uint32_t image, float x, float y, float m) {
-    if (!is_finite(x)) {
-        report(p.status, IMAGES, image);
-    }
-    if (!is_finite(y)) {
-        report(p.status, OTHERS, image);
-    }
+__device__ __forceinline__ float blended(float x, float y, float m, uint32_t& found) {
+    found |= wrong(IMAGES, is_finite(x)) | wrong(OTHERS, is_finite(y));
     return fmaf(y, m, x * (1.0f - m));
 }
 
-__device__ __forceinline__ void check_mask(uint64_t status, uint32_t image, float m) {
-    if (!(m >= 0.0f && m <= 1.0f)) {
-        report(status, MASKS, image);
-    }
-}
+__device__ __forceinline__ uint32_t wrong_mask(float m) { return wrong(MASKS, m >= 0.0f && m <= 1.0f); }
 
 template <class T>
 __device__ __forceinline__ void blend(const CamBlend& p) {
@@ -252,6 +246,7 @@ __device__ __forceinline__ void blend(const CamBlend& p) {
     const float* const mask = array<float>(p.mask) + static_cast<uint64_t>(image) * p.pixels;
     T* const out = output<T>(p.out) + static_cast<uint64_t>(image) * p.channels * p.pixels;
     const uint64_t begin = static_cast<uint64_t>(blockIdx.y) * CAM_THREADS * CHUNK<T>;
+    uint32_t found = 0;
     if (p.aligned != 0) {
         const uint64_t pixel = begin + threadIdx.x * CHUNK<T>;
         if (pixel >= p.pixels) {
@@ -261,7 +256,7 @@ __device__ __forceinline__ void blend(const CamBlend& p) {
         load_all(m, mask + pixel);
 #pragma unroll
         for (int i = 0; i < CHUNK<T>; ++i) {
-            check_mask(p.status, image, m[i]);
+            found |= wrong_mask(m[i]);
         }
         for (uint32_t channel = 0; channel < p.channels; ++channel) {
             const uint64_t at = static_cast<uint64_t>(channel) * p.pixels + pixel;
@@ -279,25 +274,27 @@ __device__ __forceinline__ void blend(const CamBlend& p) {
             }
 #pragma unroll
             for (int i = 0; i < CHUNK<T>; ++i) {
-                x[i] = blended(p, image, x[i], y[i], m[i]);
+                x[i] = blended(x[i], y[i], m[i], found);
             }
             store_chunk(out + at, x);
         }
+        report(p.status, found, image);
         return;
     }
     for (uint32_t i = 0; i < CHUNK<T>; ++i) {
         const uint64_t pixel = begin + i * CAM_THREADS + threadIdx.x;
         if (pixel >= p.pixels) {
-            return;
+            break;
         }
         const float m = mask[pixel];
-        check_mask(p.status, image, m);
+        found |= wrong_mask(m);
         for (uint32_t channel = 0; channel < p.channels; ++channel) {
             const uint64_t at = static_cast<uint64_t>(channel) * p.pixels + pixel;
             const float y = to_f32(others[p.is_color != 0 ? channel : at]);
-            store_rounded(out + at, blended(p, image, to_f32(images[at]), y, m));
+            store_rounded(out + at, blended(to_f32(images[at]), y, m, found));
         }
     }
+    report(p.status, found, image);
 }
 
 // Rows top..bottom, columns left..right.
@@ -322,9 +319,10 @@ __device__ __forceinline__ void rectangle(const CamBackground& p) {
     const float threshold = __uint_as_float(p.threshold);
     // The least row and column, and the least of what is left behind the largest of each.
     uint32_t bounds[4] = {NONE, NONE, NONE, NONE};
+    uint32_t found = 0;
     for (uint32_t pixel = threadIdx.x; pixel < p.height * p.width; pixel += CAM_THREADS) {
         const float m = mask[pixel];
-        check_mask(p.status, image, m);
+        found |= wrong_mask(m);
         if (m >= threshold) {
             const uint32_t y = pixel / p.width;
             const uint32_t x = pixel % p.width;
@@ -334,6 +332,7 @@ __device__ __forceinline__ void rectangle(const CamBackground& p) {
             bounds[3] = min(bounds[3], p.width - 1 - x);
         }
     }
+    report(p.status, found, image);
     auto* const of_warps = reinterpret_cast<uint32_t*>(ptx::shared_memory());
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -394,14 +393,14 @@ __device__ __forceinline__ void tile(const CamBackground& p) {
     }
     const T* const from = array<T>(p.images) + image * p.image_stride;
     T* const out = output<T>(p.out) + static_cast<uint64_t>(image) * p.channels * pixels;
+    uint32_t found = 0;
     for (uint32_t channel = 0; channel < p.channels; ++channel) {
         const uint64_t first = static_cast<uint64_t>(channel) * pixels;
         // What is covered is looked at, too.
-        if (!is_finite(to_f32(from[first + pixel]))) {
-            report(p.status, IMAGES, image);
-        }
+        found |= wrong(IMAGES, is_finite(to_f32(from[first + pixel])));
         out[first + pixel] = from[first + source];
     }
+    report(p.status, found, image);
 }
 
 }  // namespace

@@ -36,15 +36,15 @@ const CAM: Family = (
         fault(
             "activations of weight 0 are not looked at",
             "cam.cu",
-            "if (!(fabsf(sum) <= LARGEST_SUM)) {",
-            "if (fabsf(sum) > LARGEST_SUM) {",
+            "fabsf(sum) <= LARGEST_SUM)",
+            "!(fabsf(sum) > LARGEST_SUM))",
         )
         .by("cam: maps of bad numbers"),
         fault(
             "gradients that are not finite pass",
             "cam.cu",
-            "report(p.status, GRADIENTS, image);",
-            "report(p.status, GRADIENTS, NONE);",
+            "wrong(GRADIENTS, is_finite(g));",
+            "wrong(GRADIENTS, g < INFINITY || g >= INFINITY);",
         )
         .by("cam: maps of bad numbers"),
         fault("pixels are points", "cam.cu", "* input - out + step;", "* input - input + step;").by("cam: maps"),
@@ -127,15 +127,15 @@ const CAM: Family = (
         fault(
             "masks above 1 pass",
             "cam.cu",
-            "if (!(m >= 0.0f && m <= 1.0f)) {",
-            "if (!(m >= 0.0f)) {",
+            "m >= 0.0f && m <= 1.0f);",
+            "m >= 0.0f);",
         )
         .by("cam: bad blends"),
         fault(
             "others that are not finite pass",
             "cam.cu",
-            "report(p.status, OTHERS, image);",
-            "report(p.status, OTHERS, NONE);",
+            "| wrong(OTHERS, is_finite(y));",
+            "| wrong(OTHERS, is_finite(x));",
         )
         .by("cam: bad blends"),
         fault("what equals the threshold is outside", "cam.cu", "if (m >= threshold) {", "if (m > threshold) {")
@@ -166,8 +166,8 @@ const CAM: Family = (
         fault(
             "what is covered is not looked at",
             "cam.cu",
-            "if (!is_finite(to_f32(from[first + pixel]))) {",
-            "if (!is_finite(to_f32(from[first + source]))) {",
+            "is_finite(to_f32(from[first + pixel])));",
+            "is_finite(to_f32(from[first + source])));",
         )
         .by("cam: bad backgrounds"),
     ],
