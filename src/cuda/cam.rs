@@ -80,9 +80,10 @@ pub fn cam(
     let shared = map_shared_bytes(h, height);
     if shared > executor.limits().shared_bytes as usize {
         let got = format!("{height} rows from {h}");
-        let most = format!("1,024 bytes for each row of the activations and 16 for each row of the map in {}", {
-            executor.limits().shared_bytes
-        });
+        let most =
+            format!("1,024 bytes for each row of the activations and 16 for each row of the map in {}", {
+                executor.limits().shared_bytes
+            });
         return Err(Bad::range(MAPS, "size", got, most).into());
     }
     let status = status(executor, MAPS, CAM_MAP_STATUS)?;
@@ -175,7 +176,9 @@ pub fn masked_blend(
     let stride = |rows: &Matrix<'_>| if rows.rows() == 1 { 0 } else { rows.stride() };
     let chunk = 16 / dtype.bytes();
     let whole = |rows: &Matrix<'_>| {
-        rows.address().is_multiple_of(16) && stride(rows).is_multiple_of(chunk) && pixels.is_multiple_of(chunk)
+        rows.address().is_multiple_of(16)
+            && stride(rows).is_multiple_of(chunk)
+            && pixels.is_multiple_of(chunk)
     };
     let params = abi::CamBlend {
         images: images.address(),

@@ -8,8 +8,9 @@
 //! [`Procrustes`] is the post-hoc adapter that needs no training of the new model at all.
 //!
 //! Beside them stand published systems on the same operations, each with its own configuration: mutual contrastive learning
-//! ([`MutualBatch`], [`MutualBank`], [`MutualQueue`]), multimodal contrastive training ([`Multimodal`]), and the contrast of
-//! video and speech with self-paced negatives ([`VideoSpeech`]).
+//! ([`MutualBatch`], [`MutualBank`], [`MutualQueue`]), multimodal contrastive training ([`Multimodal`]), the contrast of
+//! video and speech with self-paced negatives ([`VideoSpeech`]), and object-aware contrastive learning ([`ContraCam`],
+//! [`ObjectAwareCrop`], [`BackgroundMixup`]).
 
 mod adv_bct;
 mod bct;
@@ -27,6 +28,7 @@ mod momentum;
 mod multimodal;
 mod mutual;
 mod neighborhood_consensus;
+mod object_aware;
 mod procrustes;
 mod queue;
 mod tensors;
@@ -53,6 +55,11 @@ pub use mutual::{
 pub use neighborhood_consensus::{
     CredibilityConfig, CredibilityRule, CredibilityScope, Discrimination, Keys, NeighborhoodConsensus,
     NeighborhoodConsensusConfig, Normalization, OtherTeachers, Positives, Weights,
+};
+pub use object_aware::{
+    BackgroundMixup, BackgroundMixupConfig, BoxesConfig, CamWeights, ContraCam, ContraCamCompat,
+    ContraCamConfig, CropWindow, MixupPlan, ObjectAwareCrop, ObjectAwareCropConfig, ObjectMasks, RelativeBox,
+    Scored, boxes,
 };
 pub use procrustes::Procrustes;
 pub use uni_bct::{UniBct, UniBctConfig, UniBctStart};

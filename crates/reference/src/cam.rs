@@ -17,7 +17,8 @@ pub fn weights(gradients: &[f64], pixels: usize, keep_negative: bool) -> Vec<f64
 
 /// max(0, Σ_k α_k A^k), `[h, w]`.
 pub fn weighted_sum(activations: &[f64], weights: &[f64], pixels: usize) -> Vec<f64> {
-    let at = |pixel: usize| weights.iter().zip(activations.chunks_exact(pixels)).map(|(w, a)| w * a[pixel]).sum();
+    let at =
+        |pixel: usize| weights.iter().zip(activations.chunks_exact(pixels)).map(|(w, a)| w * a[pixel]).sum();
     (0..pixels).map(|pixel| f64::max(at(pixel), 0.0)).collect()
 }
 
@@ -52,9 +53,8 @@ fn interpolate(line: impl Fn(usize) -> f64, input: usize, at: usize, output: usi
 
 /// A map `[h, w]` stretched to `[H, W]`: along the rows, then along the columns.
 pub fn resize(map: &[f64], (h, w): (usize, usize), (height, width): (usize, usize)) -> Vec<f64> {
-    let wide: Vec<f64> = (0..h)
-        .flat_map(|y| (0..width).map(move |x| interpolate(|i| map[y * w + i], w, x, width)))
-        .collect();
+    let wide: Vec<f64> =
+        (0..h).flat_map(|y| (0..width).map(move |x| interpolate(|i| map[y * w + i], w, x, width))).collect();
     (0..height)
         .flat_map(|y| {
             let wide = &wide;
@@ -184,7 +184,8 @@ mod tests {
     #[test]
     fn lines_have_the_values_of_pytorch() {
         let line = [0.0, 1.0, 2.0, 4.0];
-        let golden = [-0.10546875, 0.19140625, 0.66796875, 1.26171875, 1.59765625, 2.55859375, 3.58203125, 4.2109375];
+        let golden =
+            [-0.10546875, 0.19140625, 0.66796875, 1.26171875, 1.59765625, 2.55859375, 3.58203125, 4.2109375];
         for (at, expected) in golden.into_iter().enumerate() {
             assert_abs_diff_eq!(interpolate(|i| line[i], 4, at, 8), expected, epsilon = 1e-12);
         }

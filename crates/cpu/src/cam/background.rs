@@ -34,7 +34,8 @@ pub fn check_backgrounds(
         return Err(Error::Empty { op: OP, argument: "images" });
     }
     let pixels = height.checked_mul(width).filter(|pixels| *pixels <= i32::MAX as usize);
-    if pixels.is_none_or(|pixels| mask != (count, pixels) || pixels == 0 || !elements.is_multiple_of(pixels)) {
+    if pixels.is_none_or(|pixels| mask != (count, pixels) || pixels == 0 || !elements.is_multiple_of(pixels))
+    {
         let expected = format!("[{count}, {height}, {width}] of images [{count}, C, {height}, {width}]");
         return Err(Error::shape(OP, "mask", &[mask.0, mask.1], expected));
     }
@@ -72,7 +73,8 @@ fn strip(hole: Rectangle, [height, width]: [usize; 2]) -> Rectangle {
     if area(hole) == 0 {
         return hole;
     }
-    let strips = [[0, 0, top, width], [0, 0, height, left], [0, right, height, width], [bottom, 0, height, width]];
+    let strips =
+        [[0, 0, top, width], [0, 0, height, left], [0, right, height, width], [bottom, 0, height, width]];
     strips.into_iter().fold([0; 4], |best, strip| if area(strip) > area(best) { strip } else { best })
 }
 

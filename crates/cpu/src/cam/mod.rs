@@ -134,7 +134,13 @@ impl Scratch {
     }
 
     /// max(0, Σ_k α_k A^k); says whether the sums are finite and small enough.
-    fn sum(&mut self, activations: &Rows<'_>, gradients: &Rows<'_>, image: usize, keep_negative: bool) -> bool {
+    fn sum(
+        &mut self,
+        activations: &Rows<'_>,
+        gradients: &Rows<'_>,
+        image: usize,
+        keep_negative: bool,
+    ) -> bool {
         let pixels = self.sums.len();
         gradients.load_row(image, &mut self.weights);
         if !keep_negative {

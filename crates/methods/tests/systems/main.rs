@@ -6,6 +6,7 @@
 mod golden;
 mod multimodal;
 mod mutual;
+mod object_aware;
 #[allow(dead_code)] // the compatible methods' tests use the rest
 #[path = "../suite/support.rs"]
 mod support;

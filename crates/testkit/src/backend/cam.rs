@@ -76,9 +76,7 @@ impl Cpu {
         Ok(rounded(case.images.dtype(), blend))
     }
 
-    pub(super) fn backgrounds_of(
-        case: &BackgroundsCase,
-    ) -> std::result::Result<cpu::Backgrounds, String> {
+    pub(super) fn backgrounds_of(case: &BackgroundsCase) -> std::result::Result<cpu::Backgrounds, String> {
         Self::rows(&case.images, &case.mask, |images, mask| {
             cpu::backgrounds(images, mask, case.size, case.threshold, case.short)
         })

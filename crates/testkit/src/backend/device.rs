@@ -10,9 +10,9 @@ use consonance_cpu::ranking::Ranking;
 use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, BackgroundsCase, BlendCase, CamCase, CentersCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase, DivergenceCase,
-    DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed, RankingCase,
-    Sides, SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
+    Backend, BackgroundsCase, BlendCase, CamCase, CentersCase, ClustersCase, ContrastCase, ContrastFound,
+    CredibilityCase, DivergenceCase, DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
+    PushCase, Pushed, RankingCase, Sides, SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
 };
 use crate::stored::Stored;
 

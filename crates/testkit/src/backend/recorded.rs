@@ -11,9 +11,9 @@ use consonance_cpu::ranking::Ranking;
 use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, BackgroundsCase, BlendCase, CamCase, CentersCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase, DivergenceCase,
-    DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed, RankingCase,
-    SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
+    Backend, BackgroundsCase, BlendCase, CamCase, CentersCase, ClustersCase, ContrastCase, ContrastFound,
+    CredibilityCase, DivergenceCase, DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase,
+    PushCase, Pushed, RankingCase, SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
 };
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their

@@ -213,10 +213,7 @@ fn bad_maps(backend: &dyn Backend) -> Outcome {
 
 fn refused_maps(backend: &dyn Backend) -> Outcome {
     let good = case(DType::F32, [2, 3, 2, 2], [4, 4], 1);
-    let with = |from, to| CamCase {
-        options: Options { from, to, keep_negative: false },
-        ..good.clone()
-    };
+    let with = |from, to| CamCase { options: Options { from, to, keep_negative: false }, ..good.clone() };
     for (case, parts) in [
         (with([0, 2], [4, 4]), ["`activations`", "0 x 2"]),
         (with([2, 2], [0, 4]), ["`size`", "0 x 4"]),
@@ -291,9 +288,8 @@ fn check_blend(backend: &dyn Backend, case: &BlendCase) -> Outcome {
         DType::BF16 => (1.0 / 256.0, 0.0),
     };
     for (image, got) in got.chunks_exact(elements).enumerate() {
-        let wide = |rows: &Stored, row: usize| -> Vec<f64> {
-            rows.row(row).iter().map(|v| f64::from(*v)).collect()
-        };
+        let wide =
+            |rows: &Stored, row: usize| -> Vec<f64> { rows.row(row).iter().map(|v| f64::from(*v)).collect() };
         let other = wide(&case.other, if case.other.rows() == 1 { 0 } else { image });
         let (x, m) = (wide(&case.images, image), wide(&case.mask, image));
         let expected = reference::masked_blend(&x, &other, &m);
@@ -346,7 +342,8 @@ fn holes(size: [usize; 2], rectangles: &[[usize; 4]], value: f32) -> Stored {
         let (y, x) = (at / size[1], at % size[1]);
         if (*top..*bottom).contains(&y) && (*left..*right).contains(&x) { value } else { 0.1 }
     };
-    let of = |rectangle: &[usize; 4]| (0..size[0] * size[1]).map(|at| pixel(rectangle, at)).collect::<Vec<_>>();
+    let of =
+        |rectangle: &[usize; 4]| (0..size[0] * size[1]).map(|at| pixel(rectangle, at)).collect::<Vec<_>>();
     Stored::new(DType::F32, &rectangles.iter().flat_map(of).collect::<Vec<_>>(), size[0] * size[1])
 }
 
@@ -367,10 +364,9 @@ fn backgrounds(backend: &dyn Backend) -> Outcome {
         [0, 0, 6, 5],
     ];
     for dtype in DType::ALL {
-        for ([height, width], rectangles, value) in [
-            ([6, 6], &small[..], 0.2),
-            ([10, 27], &[[2, 5, 9, 20], [0, 1, 10, 26], [1, 0, 9, 27]][..], 1.0),
-        ] {
+        for ([height, width], rectangles, value) in
+            [([6, 6], &small[..], 0.2), ([10, 27], &[[2, 5, 9, 20], [0, 1, 10, 26], [1, 0, 9, 27]][..], 1.0)]
+        {
             let mask = holes([height, width], rectangles, value);
             let images = stored(dtype, rectangles.len(), 2 * height * width, 5);
             for short in [false, true] {
@@ -400,7 +396,11 @@ fn check_backgrounds(backend: &dyn Backend, case: &BackgroundsCase) -> Outcome {
         let rectangle = [r.top, r.left, r.bottom, r.right].map(|v| v as u32);
         let found = &got.rectangles[4 * image..][..4];
         ensure!(found == rectangle, "image {image}: rectangle {found:?}, expected {rectangle:?}");
-        ensure!(got.found[image] == u8::from(expected.is_some()), "image {image}: found {}", got.found[image]);
+        ensure!(
+            got.found[image] == u8::from(expected.is_some()),
+            "image {image}: found {}",
+            got.found[image]
+        );
         let expected: Vec<f32> = expected.unwrap_or(x).into_iter().map(|v| v as f32).collect();
         let got = &got.images[image * elements..][..elements];
         ensure!(same(got, &expected), "image {image}, {rectangle:?}: {got:?}, expected {expected:?}");
