@@ -49,7 +49,7 @@ def masks_case(golden, generator, name, settings, sizes, duplicated=False, empty
     b, channels, (h, w), (height, width) = sizes
     hidden, dimension, rounds = 16, 5, settings["rounds"]
     images = narrow(generator.standard_normal((b, 3, height, width)))
-    # Sparse, as behind a ReLU: a map's norm magnifies its error by its largest value over its range.
+    # Sparse, as behind a ReLU.
     drawn = [generator.standard_normal((b, channels, h, w)) - 0.5 for _ in range(rounds)]
     activations = [narrow(2 * a.clip(0)) for a in drawn]
     if duplicated:
@@ -73,12 +73,15 @@ def masks_case(golden, generator, name, settings, sizes, duplicated=False, empty
         s = scores(settings, g, keys)
         (gradient,) = torch.autograd.grad(s.sum(), [a])
         alpha = gradient.mean((2, 3)) if settings["weights"] == "signed" else gradient.mean((2, 3)).relu()
-        if alpha.norm() < 1e-4 or s.norm() < 0.2:
-            # Projections that are nearly one show nothing, and a score is known to the rounding of its terms: drawn again.
-            return masks_case(golden, generator, name, settings, sizes, duplicated, empty)
+        sizes_of_alpha = alpha.norm(dim=1)
         cam = (alpha[:, :, None, None] * a.detach()).sum(1, keepdim=True).relu()
         cam = F.interpolate(cam, size=(height, width), mode="bicubic", align_corners=False)[:, 0]
         least, most = cam.amin((1, 2), keepdim=True), cam.amax((1, 2), keepdim=True)
+        # Scores and gradients are known to the rounding of their terms, and a map's norm magnifies that by its largest value
+        # over its range. What is a small difference of large numbers is drawn again.
+        is_small = s.norm() < 0.2 or sizes_of_alpha.min() < 0.1 * sizes_of_alpha.max()
+        if is_small or sizes_of_alpha.max() < 1e-3 or (most - least < 0.3 * most).any():
+            return masks_case(golden, generator, name, settings, sizes, duplicated, empty)
         cam = (cam - least) / (most - least + 1e-20)
         mask = cam if mask is None else torch.maximum(mask, cam)
         blend = pixels * (1 - mask[:, None]) + color[None, :, None, None] * mask[:, None]
