@@ -10,6 +10,9 @@ pub(crate) const SMALL: usize = 32;
 /// Height and width of a scene.
 pub(crate) const LARGE: usize = 64;
 
+/// Textures, so that many scenes look alike but for their objects.
+const TEXTURES: usize = 8;
+
 /// An image, channels first, in the numbers that the network sees.
 #[derive(Debug, Clone)]
 pub(crate) struct Picture {
@@ -54,14 +57,15 @@ impl Sprite {
     }
 }
 
-/// A texture: two colors, mixed by waves of one direction and length, and noise.
+/// One of a few textures: two colors, mixed by waves of one direction and length, which begin anywhere, and noise.
 fn texture(size: usize, draws: &mut Draws) -> Vec<f32> {
-    let mut color = || [0; 3].map(|_| draws.within(-1.8, 1.8));
-    let (a, b) = (color(), color());
-    let angle = draws.within(0.0, std::f32::consts::TAU);
-    let length = draws.within(3.0, 14.0);
     let phase = draws.within(0.0, std::f32::consts::TAU);
-    let is_checked = draws.unit() < 0.5;
+    let mut kind = Draws::new(&[0x7465_7874, draws.below(TEXTURES) as u64]);
+    let mut color = || [0; 3].map(|_| kind.within(-1.8, 1.8));
+    let (a, b) = (color(), color());
+    let angle = kind.within(0.0, std::f32::consts::TAU);
+    let length = kind.within(3.0, 14.0);
+    let is_checked = kind.unit() < 0.5;
     let turn = std::f32::consts::TAU / length;
     let mut pixels = vec![0.0; 3 * size * size];
     for at in 0..size * size {
@@ -78,7 +82,12 @@ fn texture(size: usize, draws: &mut Draws) -> Vec<f32> {
 }
 
 /// Puts a drawing of `size` pixels at a place, and says where its pixels are.
-fn put(picture: &mut Picture, sprite: &Sprite, size: usize, (top, left): (usize, usize)) -> Option<RelativeBox> {
+fn put(
+    picture: &mut Picture,
+    sprite: &Sprite,
+    size: usize,
+    (top, left): (usize, usize),
+) -> Option<RelativeBox> {
     let (mut rows, mut columns) = ((usize::MAX, 0), (usize::MAX, 0));
     for y in 0..size {
         for x in 0..size {

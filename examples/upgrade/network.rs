@@ -233,6 +233,7 @@ impl Network {
     }
 
     /// The last plane `[B, channels, height, width]`, square, with the running statistics and without gradients.
+    #[allow(dead_code, reason = "of other examples")]
     pub(crate) fn activations(&self, images: &[f32]) -> Result<Tensor> {
         let running = self.running();
         let parameters = self.parameters.as_tensor().to_vec1::<f32>()?;
@@ -249,13 +250,13 @@ impl Network {
     }
 
     /// The last layer over features `[B, features]` with the running statistics; gradients reach the features.
+    #[allow(dead_code, reason = "of other examples")]
     pub(crate) fn head(&self, features: &Tensor) -> Result<Tensor> {
         let (plan, dim) = (&self.plan, self.plan.architecture.dim);
         let weights = self.parameters.as_detached_tensor().narrow(0, plan.head, plan.features * dim)?;
         let moments = moments_at(&self.running(), plan.head_running, dim);
         let scale: Vec<f32> = moments.variance.iter().map(|v| inverse(*v)).collect();
-        let (mean, scale) =
-            (Tensor::new(moments.mean, &Device::Cpu)?, Tensor::new(scale, &Device::Cpu)?);
+        let (mean, scale) = (Tensor::new(moments.mean, &Device::Cpu)?, Tensor::new(scale, &Device::Cpu)?);
         let head = features.matmul(&weights.reshape((plan.features, dim))?)?;
         head.broadcast_sub(&mean)?.broadcast_mul(&scale)
     }

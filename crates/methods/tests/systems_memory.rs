@@ -5,8 +5,9 @@
 
 use candle_core::{Device, Tensor, Var};
 use consonance_methods::{
-    InterModal, Multimodal, MultimodalConfig, MutualBank, MutualBatch, MutualContrastConfig, MutualQueue,
-    State, Streams, Terms, VideoSpeech, VideoSpeechBatch, VideoSpeechConfig, VideoSpeechForm,
+    ContraCam, ContraCamConfig, InterModal, Multimodal, MultimodalConfig, MutualBank, MutualBatch,
+    MutualContrastConfig, MutualQueue, State, Streams, Terms, VideoSpeech, VideoSpeechBatch,
+    VideoSpeechConfig, VideoSpeechForm,
 };
 use consonance_testkit::allocation::{Counting, peak_extra};
 use consonance_testkit::data;
@@ -105,6 +106,13 @@ fn every_system_stays_far_below_its_matrices() {
             }
         }
     }
+
+    // The score of ContraCAM: ten rounds of a large batch, no matrix of the batch against them.
+    let (b, rounds, d) = (2048, 10, 16);
+    let (x, keys) = (tracked(1, b, d), matrix(rounds * b, d, 6));
+    let method = ContraCam::new(ContraCamConfig::default()).unwrap();
+    let score = || method.score(&x[0], &keys).unwrap().sum_all().unwrap();
+    check("contracam", (b, rounds * b, d), || Terms { total: score(), parts: Vec::new() });
 
     // Lists of bank rows: no copy of the rows.
     let (b, held, columns, d) = (64, 20_000, 8194, 64);

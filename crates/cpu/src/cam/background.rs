@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::bad_mask;
+use super::{bad_mask, is_mask};
 use crate::{Error, Result, Rows};
 
 const OP: &str = "backgrounds";
@@ -113,7 +113,7 @@ pub fn backgrounds(
             || vec![0.0f32; pixels],
             |plane, (image, ((out, corners), found))| {
                 mask.load_row(image, plane);
-                if !plane.iter().all(|m| (0.0..=1.0).contains(m)) {
+                if !is_mask(plane) {
                     return Some(image);
                 }
                 let hole = rectangle(plane, width, threshold, short);

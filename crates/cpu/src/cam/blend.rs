@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::bad_mask;
+use super::{bad_mask, is_mask};
 use crate::{Error, Result, Rows, simd};
 
 const OP: &str = "masked_blend";
@@ -68,35 +68,32 @@ pub fn check_blend(
 pub fn masked_blend(images: &Rows<'_>, other: &Other<'_>, mask: &Rows<'_>) -> Result<Vec<f32>> {
     let shape = (images.rows(), images.cols());
     let channels = check_blend(shape, other.shape(), (mask.rows(), mask.cols()))?;
-    images.check_finite(OP, "images")?;
     let (Other::Colors(others) | Other::Images(others)) = other;
-    others.check_finite(OP, "other")?;
+    let color = matches!(other, Other::Colors(_));
     let pixels = mask.cols();
     let mut out = vec![0.0f32; shape.0 * shape.1];
     let bad = out
         .par_chunks_exact_mut(shape.1)
         .enumerate()
         .map_init(
-            || (vec![0.0f32; pixels], vec![0.0f32; others.cols()]),
-            |(m, y), (image, out)| {
-                mask.load_row(image, m);
-                if !m.iter().all(|m| (0.0..=1.0).contains(m)) {
-                    return Some(image);
+            || [images, others, mask].map(Wide::new),
+            |[of_x, of_y, of_m], (image, out)| {
+                let x = of_x.row(images, image);
+                let y = of_y.row(others, if others.rows() == 1 { 0 } else { image });
+                let m = of_m.row(mask, image);
+                // An image at a time, while it is in the cache.
+                let wrong = [!simd::all_finite(x), !simd::all_finite(y), !is_mask(m)];
+                if let Some(which) = wrong.iter().position(|wrong| *wrong) {
+                    return Some((which, image));
                 }
-                images.load_row(image, out);
-                let row = if others.rows() == 1 { 0 } else { image };
-                let color = matches!(other, Other::Colors(_));
-                let y = match others.as_f32() {
-                    Some(all) => &all[row * others.stride()..][..others.cols()],
-                    None => {
-                        others.load_row(row, y);
-                        &*y
-                    }
-                };
-                for (channel, out) in (0..channels).zip(out.chunks_exact_mut(pixels)) {
+                let planes = out.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels));
+                for (channel, (out, x)) in (0..channels).zip(planes) {
                     match color {
-                        true => blend(out, m, |_| y[channel]),
-                        false => blend(out, m, |at| y[channel * pixels..][at]),
+                        true => blend(out, x, m, |_| y[channel]),
+                        false => {
+                            let y = &y[channel * pixels..][..pixels];
+                            blend(out, x, m, |at| y[at]);
+                        }
                     }
                 }
                 None
@@ -105,17 +102,38 @@ pub fn masked_blend(images: &Rows<'_>, other: &Other<'_>, mask: &Rows<'_>) -> Re
         .flatten()
         .min();
     match bad {
-        Some(image) => Err(bad_mask(OP, image)),
+        Some((0, row)) => Err(Error::NotFinite { op: OP, argument: "images", row }),
+        Some((1, row)) => Err(Error::NotFinite { op: OP, argument: "other", row }),
+        Some((_, image)) => Err(bad_mask(OP, image)),
         None => Ok(out),
     }
 }
 
-fn blend(out: &mut [f32], mask: &[f32], other: impl Fn(usize) -> f32) {
+/// A row in `f32`: where it lies, or converted into a buffer.
+struct Wide(Vec<f32>);
+
+impl Wide {
+    fn new(rows: &Rows<'_>) -> Self {
+        Self(if rows.as_f32().is_some() { Vec::new() } else { vec![0.0; rows.cols()] })
+    }
+
+    fn row<'a>(&'a mut self, rows: &Rows<'a>, row: usize) -> &'a [f32] {
+        match rows.as_f32() {
+            Some(all) => &all[row * rows.stride()..][..rows.cols()],
+            None => {
+                rows.load_row(row, &mut self.0);
+                &self.0
+            }
+        }
+    }
+}
+
+fn blend(out: &mut [f32], x: &[f32], mask: &[f32], other: impl Fn(usize) -> f32) {
     simd::dispatch(
         #[inline(always)]
         || {
-            for (at, (x, m)) in out.iter_mut().zip(mask).enumerate() {
-                *x = other(at).mul_add(*m, *x * (1.0 - m));
+            for (at, ((out, x), m)) in out.iter_mut().zip(x).zip(mask).enumerate() {
+                *out = other(at).mul_add(*m, *x * (1.0 - m));
             }
         },
     );

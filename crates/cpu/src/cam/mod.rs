@@ -68,6 +68,15 @@ pub fn bad_mask(op: &'static str, image: usize) -> Error {
     Error::range(op, "mask", format!("outside 0..=1 in image {image}"), "numbers in 0..=1")
 }
 
+/// Whether all numbers are in `0..=1`.
+fn is_mask(values: &[f32]) -> bool {
+    simd::dispatch(
+        #[inline(always)]
+        // Without an early end, so that it is vectors.
+        || values.iter().fold(true, |all, m| all & (*m >= 0.0) & (*m <= 1.0)),
+    )
+}
+
 /// The maps `[B, H, W]` of images in [0, 1]: with α_k = g_k/(hw), negative ones 0 unless they are kept, the sum
 /// max(0, Σ_k α_k A^k) (whose factor 1/(hw) is applied once) is stretched by bicubic interpolation (a = −0.75, pixels are squares, lines go on with their last
 /// value) and becomes (x − min)/(max − min + 1e-20). A constant map becomes 0.
