@@ -4,14 +4,18 @@
 // A test or bench that cannot go on has to stop.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+#[path = "cam/unfused.rs"]
+mod unfused;
+
 use std::hint::black_box;
 use std::time::Duration;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops::log_softmax;
+use consonance::{cam, masked_blend};
 use consonance_methods::{
-    Cvrl, CvrlConfig, Multimodal, MultimodalConfig, MutualBank, MutualBatch, MutualContrastConfig,
-    MutualQueue, State, Streams, VideoSpeech, VideoSpeechBatch, VideoSpeechConfig,
+    ContraCam, ContraCamConfig, Cvrl, CvrlConfig, Multimodal, MultimodalConfig, MutualBank, MutualBatch,
+    MutualContrastConfig, MutualQueue, State, Streams, VideoSpeech, VideoSpeechBatch, VideoSpeechConfig,
 };
 use consonance_testkit::data;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
@@ -288,6 +292,50 @@ fn cvrl(group: &mut BenchmarkGroup<'_, WallTime>) {
     );
 }
 
+/// The score of ContraCAM with its gradient, in a late round, and a round's map with the next round's images.
+fn object_aware(group: &mut BenchmarkGroup<'_, WallTime>) {
+    let (b, rounds, d) = (256, 10, 128);
+    let x = tracked(1, b, d).remove(0);
+    let keys = unit(b * rounds, d, 7);
+    let method = ContraCam::new(ContraCamConfig::default()).unwrap();
+    // −∞ for the keys of the image itself.
+    let own: Vec<f32> = (0..b * b * rounds)
+        .map(|at| if at / (b * rounds) == at % b { f32::NEG_INFINITY } else { 0.0 })
+        .collect();
+    let own = Tensor::from_vec(own, (b, b * rounds), &CPU).unwrap();
+    both(
+        group,
+        "contracam, score of 256 images in round 10",
+        || method.score(&x, &keys).unwrap().sum_all().unwrap(),
+        || {
+            let scores = (x.matmul(&keys.t()?)? + &own)?;
+            let shift = scores.detach().max_keepdim(1)?;
+            let sums = (scores.broadcast_sub(&shift)?.exp()?.sum(1)?.log()? + shift.squeeze(1)?)?;
+            ((&x * keys.narrow(0, 0, b)?)?.sum(1)? - sums)?.sum_all()
+        },
+    );
+
+    let (b, k, side, size) = (64, 512, 7, 224);
+    let activations = unfused::normal(&[b, k, side, side], 1).unwrap().relu().unwrap();
+    let gradients = unfused::normal(&[b, k], 2).unwrap();
+    let images = unfused::normal(&[b, 3, size, size], 3).unwrap();
+    let color = images.mean((0, 2, 3)).unwrap();
+    let axis = unfused::stretching(side, size).unwrap();
+    let ours = || -> Result<Tensor> {
+        let map = cam(&activations, &gradients, (size, size), false)?;
+        Ok(masked_blend(&images, &color, &map)?)
+    };
+    let candle = || -> Result<Tensor> {
+        let map = unfused::cam(&activations, &gradients, (&axis, &axis))?;
+        unfused::masked_blend(&images, &color, &map)
+    };
+    let off = (ours().unwrap() - candle().unwrap()).unwrap().abs().unwrap().max_all().unwrap();
+    assert!(off.to_scalar::<f32>().unwrap() < 1e-3, "{off}");
+    let name = "contracam, maps of 64 images and the next round's images";
+    group.bench_function(format!("consonance, {name}"), |bench| bench.iter(|| black_box(ours().unwrap())));
+    group.bench_function(format!("candle, {name}"), |bench| bench.iter(|| black_box(candle().unwrap())));
+}
+
 fn benches(c: &mut Criterion) {
     let mut group = c.benchmark_group("systems");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
@@ -297,6 +345,7 @@ fn benches(c: &mut Criterion) {
     multimodal(&mut group);
     video_speech(&mut group);
     cvrl(&mut group);
+    object_aware(&mut group);
     group.finish();
 }
 

@@ -19,6 +19,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "candle")]
 pub use ops::bank::{Bank, Entries, update_centers};
 #[cfg(feature = "candle")]
+pub use ops::cam::{Backgrounds, BackgroundsOptions, backgrounds, cam, masked_blend};
 pub use ops::clips::augment_clips;
 #[cfg(feature = "candle")]
 pub use ops::contrast::{

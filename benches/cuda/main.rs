@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 mod bank;
+mod cam;
 mod clips;
 mod clusters;
 mod contrast;
@@ -22,6 +23,7 @@ type Family = (&'static str, fn(&mut Criterion));
 
 const FAMILIES: &[Family] = &[
     ("bank", bank::bench),
+    ("cam", cam::bench),
     ("clips", clips::bench),
     ("clusters", clusters::bench),
     ("contrast", contrast::bench),

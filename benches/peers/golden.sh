@@ -11,7 +11,7 @@ if [ ! -x "$venv/bin/python" ]; then
     grep -E '^(torch|numpy)==' requirements.txt | xargs "$venv/bin/pip" install --quiet
 fi
 systems=("$@")
-[ ${#systems[@]} -gt 0 ] || systems=(mutual multimodal video_speech cvrl)
+[ ${#systems[@]} -gt 0 ] || systems=(mutual multimodal video_speech cvrl object_aware)
 for system in "${systems[@]}"; do
     "$venv/bin/python" "$system.py"
 done

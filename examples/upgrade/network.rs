@@ -231,6 +231,35 @@ impl Network {
         let parameters = self.parameters.as_tensor().to_vec1::<f32>()?;
         Ok(run(&self.plan, &parameters, &images, Some(&running)).1)
     }
+
+    /// The last plane `[B, channels, height, width]`, square, with the running statistics and without gradients.
+    #[allow(dead_code, reason = "of other examples")]
+    pub(crate) fn activations(&self, images: &[f32]) -> Result<Tensor> {
+        let running = self.running();
+        let parameters = self.parameters.as_tensor().to_vec1::<f32>()?;
+        let (planes, _, _) = convolved(&self.plan, &parameters, images, Some(&running));
+        let plane = &planes[self.plan.units.len()];
+        let Shape { images, height, width, channels } = plane.shape;
+        // Cells of one pixel.
+        let dense = Tensor::from_vec(
+            layers::cell_means(plane, height),
+            (images, height, width, channels),
+            &Device::Cpu,
+        )?;
+        dense.permute((0, 3, 1, 2))?.contiguous()
+    }
+
+    /// The last layer over features `[B, features]` with the running statistics; gradients reach the features.
+    #[allow(dead_code, reason = "of other examples")]
+    pub(crate) fn head(&self, features: &Tensor) -> Result<Tensor> {
+        let (plan, dim) = (&self.plan, self.plan.architecture.dim);
+        let weights = self.parameters.as_detached_tensor().narrow(0, plan.head, plan.features * dim)?;
+        let moments = moments_at(&self.running(), plan.head_running, dim);
+        let scale: Vec<f32> = moments.variance.iter().map(|v| inverse(*v)).collect();
+        let (mean, scale) = (Tensor::new(moments.mean, &Device::Cpu)?, Tensor::new(scale, &Device::Cpu)?);
+        let head = features.matmul(&weights.reshape((plan.features, dim))?)?;
+        head.broadcast_sub(&mean)?.broadcast_mul(&scale)
+    }
 }
 
 fn moments_at(running: &[f32], place: usize, channels: usize) -> Moments {
@@ -238,8 +267,13 @@ fn moments_at(running: &[f32], place: usize, channels: usize) -> Moments {
     Moments { mean: mean.to_vec(), variance: variance.to_vec() }
 }
 
-/// Runs the network; with `running` statistics nothing is kept.
-fn run(plan: &Plan, parameters: &[f32], images: &[f32], running: Option<&[f32]>) -> (Option<Tape>, Vec<f32>) {
+/// The input and every unit's output; and, without `running` statistics, every convolution's output and its moments.
+fn convolved(
+    plan: &Plan,
+    parameters: &[f32],
+    images: &[f32],
+    running: Option<&[f32]>,
+) -> (Vec<Plane>, Vec<Plane>, Vec<Moments>) {
     let count = images.len() / (plan.height * plan.width * 3);
     let mut planes = vec![plan.input(images, count)];
     let (mut raws, mut all_moments) = (Vec::new(), Vec::new());
@@ -258,6 +292,13 @@ fn run(plan: &Plan, parameters: &[f32], images: &[f32], running: Option<&[f32]>)
             all_moments.push(moments);
         }
     }
+    (planes, raws, all_moments)
+}
+
+/// Runs the network; with `running` statistics nothing is kept.
+fn run(plan: &Plan, parameters: &[f32], images: &[f32], running: Option<&[f32]>) -> (Option<Tape>, Vec<f32>) {
+    let count = images.len() / (plan.height * plan.width * 3);
+    let (planes, raws, all_moments) = convolved(plan, parameters, images, running);
     let (dim, grid) = (plan.architecture.dim, plan.architecture.grid);
     let features = layers::cell_means(&planes[plan.units.len()], grid);
     let mut head = vec![0.0; count * dim];

@@ -624,6 +624,89 @@ struct BankCenters {
     uint32_t reserved;
 };
 
+// Threads of a block of the kernels of class activation maps.
+constexpr uint32_t CAM_THREADS = 256;
+// Words of a status: the least bad image of the gradients and of the activations; of images, others and masks.
+constexpr uint32_t CAM_MAP_STATUS = 2;
+constexpr uint32_t CAM_BLEND_STATUS = 3;
+
+// cam_sum_*: the weighted sum of the channels of activations.
+struct CamSum {
+    // [image_count, channels, pixels], images `activation_stride` elements apart.
+    uint64_t activations;
+    uint64_t activation_stride;
+    // f32 [image_count, channels]: ∂s/∂GAP.
+    uint64_t gradients;
+    // f32 [image_count, pixels].
+    uint64_t sums;
+    // u32 [CAM_MAP_STATUS].
+    uint64_t status;
+    uint32_t channels;
+    uint32_t pixels;
+    // 1 where channels of negative weight count.
+    uint32_t keep_negative;
+    uint32_t reserved;
+};
+
+// cam_map: the sums stretched and normalized.
+struct CamMap {
+    // f32 [image_count, input_height, input_width].
+    uint64_t sums;
+    // f32 [image_count, height, width].
+    uint64_t maps;
+    uint32_t input_height;
+    uint32_t input_width;
+    uint32_t height;
+    uint32_t width;
+};
+
+// cam_blend_*: images and others mixed by a mask.
+struct CamBlend {
+    // [image_count, channels, pixels], images `image_stride` elements apart.
+    uint64_t images;
+    uint64_t image_stride;
+    // The same, or [channels] where `is_color` is 1; `other_stride` 0: one for all images.
+    uint64_t others;
+    uint64_t other_stride;
+    // f32 [image_count, pixels].
+    uint64_t mask;
+    // [image_count, channels, pixels].
+    uint64_t out;
+    // u32 [CAM_BLEND_STATUS].
+    uint64_t status;
+    uint32_t channels;
+    uint32_t pixels;
+    uint32_t is_color;
+    // 1 where every plane begins at a multiple of 16 bytes and has whole chunks of them.
+    uint32_t aligned;
+};
+
+// cam_rectangle, cam_tile_*: images whose object is covered by their background.
+struct CamBackground {
+    // [image_count, channels, height, width], images `image_stride` elements apart.
+    uint64_t images;
+    uint64_t image_stride;
+    // f32 [image_count, height, width].
+    uint64_t mask;
+    // [image_count, channels, height, width].
+    uint64_t out;
+    // u32 [image_count, 4] twice: top, left, bottom, right of the object and of the strip beside it.
+    uint64_t rectangles;
+    uint64_t strips;
+    // u8 [image_count].
+    uint64_t found;
+    // u32 [CAM_BLEND_STATUS].
+    uint64_t status;
+    uint32_t channels;
+    uint32_t height;
+    uint32_t width;
+    // f32, bit for bit.
+    uint32_t threshold;
+    // 1 where the last row and column of a rectangle are left out.
+    uint32_t is_short;
+    uint32_t reserved;
+};
+
 // Threads of a block of the clustering kernels.
 constexpr uint32_t CLUSTER_THREADS = 256;
 // Clusters of a class whose sums a streamed assignment takes along.

@@ -104,6 +104,12 @@ pub const SOFT_PARTIAL_BYTES: usize = 24;
 /// Words of the status of a soft assignment.
 pub const SOFT_STATUS: usize = 3;
 
+/// Threads of a block of the kernels of class activation maps.
+pub const CAM_THREADS: usize = 256;
+/// Words of the status of maps.
+pub const CAM_MAP_STATUS: usize = 2;
+/// Words of the status of blends and backgrounds.
+pub const CAM_BLEND_STATUS: usize = 3;
 /// Words of a clip's parameters.
 pub const CLIP_WORDS: usize = 12;
 /// Pixels that a block checks or sums.
@@ -542,6 +548,58 @@ params! {
         new_share: u32,
         normalize: u32,
         write: u32,
+        reserved: u32,
+    }
+    /// `cam_sum_*`.
+    CamSum {
+        activations: u64,
+        activation_stride: u64,
+        gradients: u64,
+        sums: u64,
+        status: u64,
+        channels: u32,
+        pixels: u32,
+        keep_negative: u32,
+        reserved: u32,
+    }
+    /// `cam_map`.
+    CamMap {
+        sums: u64,
+        maps: u64,
+        input_height: u32,
+        input_width: u32,
+        height: u32,
+        width: u32,
+    }
+    /// `cam_blend_*`.
+    CamBlend {
+        images: u64,
+        image_stride: u64,
+        others: u64,
+        other_stride: u64,
+        mask: u64,
+        out: u64,
+        status: u64,
+        channels: u32,
+        pixels: u32,
+        is_color: u32,
+        aligned: u32,
+    }
+    /// `cam_rectangle` and `cam_tile_*`.
+    CamBackground {
+        images: u64,
+        image_stride: u64,
+        mask: u64,
+        out: u64,
+        rectangles: u64,
+        strips: u64,
+        found: u64,
+        status: u64,
+        channels: u32,
+        height: u32,
+        width: u32,
+        threshold: u32,
+        is_short: u32,
         reserved: u32,
     }
     /// `clusters_*`.

@@ -6,6 +6,7 @@
 
 pub mod abi;
 pub mod bank;
+pub mod cam;
 pub mod clips;
 pub mod clusters;
 pub mod contrast;

@@ -1,6 +1,7 @@
 //! The operations on Candle tensors, one file per family.
 
 pub(crate) mod bank;
+pub(crate) mod cam;
 pub(crate) mod clips;
 pub(crate) mod clusters;
 pub(crate) mod contrast;

@@ -182,6 +182,23 @@ impl Place {
         }
     }
 
+    /// The elements of an `f32` tensor of any shape, one behind the other.
+    ///
+    /// # Errors
+    /// [`Error::DType`], [`Error::Device`] and errors of the driver.
+    pub(super) fn numbers(
+        &self,
+        op: &'static str,
+        argument: &'static str,
+        tensor: &Tensor,
+    ) -> Result<PlacedVector> {
+        self.check(op, argument, tensor)?;
+        match tensor.dtype() {
+            DType::F32 => self.vector(op, tensor.detach()),
+            got => Err(Error::DType { op, argument, got, expected: "f32" }),
+        }
+    }
+
     /// Sets of bits `[rows, words]` of `u32`, and the words of one.
     ///
     /// # Errors
@@ -253,7 +270,7 @@ impl Place {
         }
     }
 
-    /// A tensor `[len]` of this memory, `f32`, `u32` or `u8`.
+    /// A tensor `[len]` of this memory: floats, `u32` or `u8`.
     ///
     /// # Errors
     /// Errors of the driver.
@@ -261,7 +278,7 @@ impl Place {
         Ok(self.tensor(op, memory, dtype, (len, 1))?.squeeze(1)?)
     }
 
-    /// A tensor of this memory, `f32`, `f16`, `bf16`, `u32` or `u8`.
+    /// A tensor of this memory: floats, `u32` or `u8`.
     ///
     /// # Errors
     /// Errors of the driver.
@@ -274,20 +291,9 @@ impl Place {
     ) -> Result<Tensor> {
         match self {
             Self::Copied(executor) => {
-                if matches!(dtype, DType::U8 | DType::F16 | DType::BF16) {
-                    let mut bytes = vec![0u8; shape.0 * shape.1 * dtype.size_in_bytes()];
-                    executor.download(op, &memory, &mut bytes)?;
-                    let dims = [shape.0, shape.1];
-                    return Ok(Tensor::from_raw_buffer(&bytes, dtype, &dims, &Device::Cpu)?);
-                }
-                let mut words = vec![0u32; shape.0 * shape.1];
-                executor.download(op, &memory, bytemuck::cast_slice_mut(&mut words))?;
-                Ok(match dtype {
-                    DType::F32 => {
-                        Tensor::from_vec(bytemuck::cast_vec::<u32, f32>(words), shape, &Device::Cpu)?
-                    }
-                    _ => Tensor::from_vec(words, shape, &Device::Cpu)?,
-                })
+                let mut bytes = vec![0u8; shape.0 * shape.1 * dtype.size_in_bytes()];
+                executor.download(op, &memory, &mut bytes)?;
+                Ok(Tensor::from_raw_buffer(&bytes, dtype, &[shape.0, shape.1], &Device::Cpu)?)
             }
             #[cfg(feature = "candle-cuda")]
             Self::Cuda(device, executor) => on_device::tensor(op, (device, executor), memory, dtype, shape),
@@ -392,17 +398,17 @@ mod on_device {
             DType::F32 => {
                 CudaStorage::wrap_cuda_slice(executor.into_slice::<f32>(op, memory, len)?, device.clone())
             }
+            DType::F16 => {
+                let slice = executor.into_slice::<half::f16>(op, memory, len)?;
+                CudaStorage::wrap_cuda_slice(slice, device.clone())
+            }
+            DType::BF16 => {
+                let slice = executor.into_slice::<half::bf16>(op, memory, len)?;
+                CudaStorage::wrap_cuda_slice(slice, device.clone())
+            }
             DType::U8 => {
                 CudaStorage::wrap_cuda_slice(executor.into_slice::<u8>(op, memory, len)?, device.clone())
             }
-            DType::F16 => CudaStorage::wrap_cuda_slice(
-                executor.into_slice::<half::f16>(op, memory, len)?,
-                device.clone(),
-            ),
-            DType::BF16 => CudaStorage::wrap_cuda_slice(
-                executor.into_slice::<half::bf16>(op, memory, len)?,
-                device.clone(),
-            ),
             _ => CudaStorage::wrap_cuda_slice(executor.into_slice::<u32>(op, memory, len)?, device.clone()),
         };
         Ok(Tensor::from((Storage::Cuda(storage), shape)))

@@ -9,6 +9,7 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 pub mod bank;
+pub mod cam;
 pub mod clips;
 pub mod clusters;
 pub mod contrast;

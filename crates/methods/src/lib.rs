@@ -9,8 +9,8 @@
 //!
 //! Beside them stand published systems on the same operations, each with its own configuration: mutual contrastive learning
 //! ([`MutualBatch`], [`MutualBank`], [`MutualQueue`]), multimodal contrastive training ([`Multimodal`]), contrastive
-//! video representation learning ([`Cvrl`]), and the contrast of video and speech with self-paced negatives
-//! ([`VideoSpeech`]).
+//! video representation learning ([`Cvrl`]), the contrast of video and speech with self-paced negatives
+//! ([`VideoSpeech`]), and object-aware contrastive learning ([`ContraCam`], [`ObjectAwareCrop`], [`BackgroundMixup`]).
 
 mod adv_bct;
 mod bct;
@@ -29,6 +29,7 @@ mod momentum;
 mod multimodal;
 mod mutual;
 mod neighborhood_consensus;
+mod object_aware;
 mod procrustes;
 mod queue;
 mod tensors;
@@ -59,6 +60,11 @@ pub use mutual::{
 pub use neighborhood_consensus::{
     CredibilityConfig, CredibilityRule, CredibilityScope, Discrimination, Keys, NeighborhoodConsensus,
     NeighborhoodConsensusConfig, Normalization, OtherTeachers, Positives, Weights,
+};
+pub use object_aware::{
+    BackgroundMixup, BackgroundMixupConfig, BoxesConfig, CamWeights, ContraCam, ContraCamCompat,
+    ContraCamConfig, CropWindow, MixupPlan, ObjectAwareCrop, ObjectAwareCropConfig, ObjectMasks, RelativeBox,
+    Scored, boxes,
 };
 pub use procrustes::Procrustes;
 pub use uni_bct::{UniBct, UniBctConfig, UniBctStart};

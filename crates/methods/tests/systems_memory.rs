@@ -5,8 +5,8 @@
 
 use candle_core::{Device, Tensor, Var};
 use consonance_methods::{
-    Cvrl, CvrlConfig, InterModal, Multimodal, MultimodalConfig, MutualBank, MutualBatch,
-    MutualContrastConfig, MutualQueue, State, Streams, Terms, VideoSpeech, VideoSpeechBatch,
+    ContraCam, ContraCamConfig, Cvrl, CvrlConfig, InterModal, Multimodal, MultimodalConfig, MutualBank,
+    MutualBatch, MutualContrastConfig, MutualQueue, State, Streams, Terms, VideoSpeech, VideoSpeechBatch,
     VideoSpeechConfig, VideoSpeechForm,
 };
 use consonance_testkit::allocation::{Counting, peak_extra};
@@ -110,6 +110,12 @@ fn every_system_stays_far_below_its_matrices() {
     // Both panels are one contrast of 2N rows with themselves.
     let (method, h) = (Cvrl::new(CvrlConfig::default()).unwrap(), tracked(2, b / 2, d));
     check("cvrl", (b, b, d), || method.terms(&h[0], &h[1]).unwrap());
+    // The score of ContraCAM: ten rounds of a large batch, no matrix of the batch against them.
+    let (b, rounds, d) = (2048, 10, 16);
+    let (x, keys) = (tracked(1, b, d), matrix(rounds * b, d, 6));
+    let method = ContraCam::new(ContraCamConfig::default()).unwrap();
+    let score = || method.score(&x[0], &keys).unwrap().sum_all().unwrap();
+    check("contracam", (b, rounds * b, d), || Terms { total: score(), parts: Vec::new() });
 
     // Lists of bank rows: no copy of the rows.
     let (b, held, columns, d) = (64, 20_000, 8194, 64);

@@ -1,6 +1,7 @@
 //! The definitions of every family of consonance, in f64, as plain loops: slow and obviously right.
 
 pub mod bank;
+pub mod cam;
 pub mod clips;
 pub mod clusters;
 pub mod contrast;

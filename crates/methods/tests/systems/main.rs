@@ -7,6 +7,7 @@ mod cvrl;
 mod golden;
 mod multimodal;
 mod mutual;
+mod object_aware;
 #[allow(dead_code)] // the compatible methods' tests use the rest
 #[path = "../suite/support.rs"]
 mod support;

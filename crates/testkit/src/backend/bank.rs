@@ -83,7 +83,8 @@ fn bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
     Stored::new(dtype, values, values.len().max(1)).bytes()
 }
 
-fn floats(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+/// Elements as they are stored.
+pub(super) fn floats(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)).collect(),
         DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_ne_bytes(*b).to_f32()).collect(),

@@ -2,6 +2,7 @@
 
 use consonance::cuda::neighbors::{Classes, Search, Side, gradient, neighbors, pack_bits};
 use consonance::cuda::{Bytes, Executor, Matrix, Memory, Result, Words, ranking, segments};
+use consonance_cpu::cam::Backgrounds;
 use consonance_cpu::clusters::SubClusters;
 use consonance_cpu::credibility::Credibility;
 use consonance_cpu::neighbors::Neighbors;
@@ -9,9 +10,10 @@ use consonance_cpu::ranking::Ranking;
 use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, CentersCase, ClipsCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase,
-    DivergenceCase, DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed,
-    RankingCase, Sides, SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
+    Backend, BackgroundsCase, BlendCase, CamCase, CentersCase, ClipsCase, ClustersCase, ContrastCase,
+    ContrastFound, CredibilityCase, DivergenceCase, DivergenceFound, GatheredCase, GatheredFound, Gradients,
+    NeighborsCase, PushCase, Pushed, RankingCase, Sides, SoftCase, SymmetricCase, SymmetricFound, UpdateCase,
+    Updated,
 };
 use crate::stored::Stored;
 
@@ -181,6 +183,18 @@ impl<E: Executor> Backend for OnDevice<E> {
 
     fn clips(&self, case: &ClipsCase) -> std::result::Result<Vec<f32>, String> {
         self.augmented(case).map_err(|error| error.to_string())
+    }
+
+    fn cam(&self, case: &CamCase) -> std::result::Result<Vec<f32>, String> {
+        self.cam_of(case).map_err(|error| error.to_string())
+    }
+
+    fn masked_blend(&self, case: &BlendCase) -> std::result::Result<Vec<f32>, String> {
+        self.blend_of(case).map_err(|error| error.to_string())
+    }
+
+    fn backgrounds(&self, case: &BackgroundsCase) -> std::result::Result<Backgrounds, String> {
+        self.backgrounds_of(case).map_err(|error| error.to_string())
     }
 
     fn clusters(&self, case: &ClustersCase) -> std::result::Result<SubClusters, String> {

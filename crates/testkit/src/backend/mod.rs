@@ -1,6 +1,7 @@
 //! What a case runs on: the CPU backend, or the kernels on some executor.
 
 mod bank;
+mod cam;
 mod clips;
 mod clusters;
 mod contrast;
@@ -15,6 +16,7 @@ mod recorded;
 mod simt;
 mod soft_assignment;
 
+use consonance_cpu::cam::Backgrounds;
 use consonance_cpu::clusters::SubClusters;
 use consonance_cpu::credibility::Credibility;
 use consonance_cpu::neighbors::{self as cpu, Metric, Neighbors};
@@ -24,6 +26,7 @@ use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 use crate::stored::Stored;
 
 pub use bank::{Batch, CentersCase, PushCase, Pushed};
+pub use cam::{BackgroundsCase, BlendCase, CamCase};
 pub use clips::ClipsCase;
 pub use clusters::{ClustersCase, ClustersStart};
 pub use contrast::{ContrastCase, ContrastFound, ContrastRule};
@@ -198,6 +201,23 @@ pub trait Backend {
     /// # Errors
     /// What the backend says.
     fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String>;
+    /// Class activation maps.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn cam(&self, case: &CamCase) -> Result<Vec<f32>, String>;
+
+    /// Images blended by a mask.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn masked_blend(&self, case: &BlendCase) -> Result<Vec<f32>, String>;
+
+    /// Images whose object is covered.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn backgrounds(&self, case: &BackgroundsCase) -> Result<Backgrounds, String>;
 
     /// The clusters of every class.
     ///
@@ -276,6 +296,18 @@ impl<B: Backend + ?Sized> Backend for &B {
 
     fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String> {
         (**self).clips(case)
+    }
+
+    fn cam(&self, case: &CamCase) -> Result<Vec<f32>, String> {
+        (**self).cam(case)
+    }
+
+    fn masked_blend(&self, case: &BlendCase) -> Result<Vec<f32>, String> {
+        (**self).masked_blend(case)
+    }
+
+    fn backgrounds(&self, case: &BackgroundsCase) -> Result<Backgrounds, String> {
+        (**self).backgrounds(case)
     }
 
     fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {
@@ -380,6 +412,18 @@ impl Backend for Cpu {
 
     fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String> {
         Self::augmented(case)
+    }
+
+    fn cam(&self, case: &CamCase) -> Result<Vec<f32>, String> {
+        Self::cam_of(case)
+    }
+
+    fn masked_blend(&self, case: &BlendCase) -> Result<Vec<f32>, String> {
+        Self::blend_of(case)
+    }
+
+    fn backgrounds(&self, case: &BackgroundsCase) -> Result<Backgrounds, String> {
+        Self::backgrounds_of(case)
     }
 
     fn clusters(&self, case: &ClustersCase) -> Result<SubClusters, String> {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use consonance_cpu::cam::Backgrounds;
 use consonance_cpu::clusters::SubClusters;
 use consonance_cpu::credibility::Credibility;
 use consonance_cpu::neighbors::Neighbors;
@@ -10,9 +11,10 @@ use consonance_cpu::ranking::Ranking;
 use consonance_cpu::soft_assignment::{SoftAssignment, SoftCentroids};
 
 use super::{
-    Backend, CentersCase, ClipsCase, ClustersCase, ContrastCase, ContrastFound, CredibilityCase,
-    DivergenceCase, DivergenceFound, GatheredCase, GatheredFound, Gradients, NeighborsCase, PushCase, Pushed,
-    RankingCase, SoftCase, SymmetricCase, SymmetricFound, UpdateCase, Updated,
+    Backend, BackgroundsCase, BlendCase, CamCase, CentersCase, ClipsCase, ClustersCase, ContrastCase,
+    ContrastFound, CredibilityCase, DivergenceCase, DivergenceFound, GatheredCase, GatheredFound, Gradients,
+    NeighborsCase, PushCase, Pushed, RankingCase, SoftCase, SymmetricCase, SymmetricFound, UpdateCase,
+    Updated,
 };
 
 /// A backend whose answers are added up, bit for bit: two runs of the same checks gave the same bits when their
@@ -145,6 +147,25 @@ impl<B: Backend> Backend for Recorded<B> {
     fn clips(&self, case: &ClipsCase) -> Result<Vec<f32>, String> {
         let found = self.backend.clips(case)?;
         self.add(&found);
+        Ok(found)
+    }
+
+    fn cam(&self, case: &CamCase) -> Result<Vec<f32>, String> {
+        let found = self.backend.cam(case)?;
+        self.add(&found);
+        Ok(found)
+    }
+
+    fn masked_blend(&self, case: &BlendCase) -> Result<Vec<f32>, String> {
+        let found = self.backend.masked_blend(case)?;
+        self.add(&found);
+        Ok(found)
+    }
+
+    fn backgrounds(&self, case: &BackgroundsCase) -> Result<Backgrounds, String> {
+        let found = self.backend.backgrounds(case)?;
+        self.add(&found.images);
+        (&found.rectangles, &found.found).hash(&mut *self.digest.borrow_mut());
         Ok(found)
     }
 

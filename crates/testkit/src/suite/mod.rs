@@ -6,6 +6,7 @@
 //! held to a bound derived beforehand.
 
 pub mod bank;
+pub mod cam;
 pub mod clips;
 pub mod clusters;
 pub mod contrast;
@@ -55,6 +56,7 @@ pub fn all() -> impl Iterator<Item = Check> {
         gathered::CHECKS,
         bank::CHECKS,
         clips::CHECKS,
+        cam::CHECKS,
         contrast_symmetric::CHECKS,
         clusters::CHECKS,
         soft_assignment::CHECKS,

@@ -2,6 +2,8 @@
 
 #[path = "bank_faults.rs"]
 mod bank;
+#[path = "cam_faults.rs"]
+mod cam;
 #[path = "clips_faults.rs"]
 mod clips;
 #[path = "clusters_faults.rs"]
