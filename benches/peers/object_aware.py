@@ -39,7 +39,7 @@ def score_case(golden, generator, name, rows, rounds, compat, duplicated=False):
             k[1] = k[0]
     x = torch.tensor(narrow(g if rounds == 1 else keys[-1]), requires_grad=True)
     s = scores({"compat": compat}, x, [torch.tensor(k) for k in keys])
-    if s.sum().abs() < 0.5 * s.norm():
+    if s.sum().abs() < 0.5 * s.norm() or s.abs().max() < 0.5:
         # A small sum of large scores is known to their rounding: drawn again.
         return score_case(golden, generator, name, rows, rounds, compat, duplicated)
     (gradient,) = torch.autograd.grad(s.sum(), [x])
@@ -154,7 +154,8 @@ def main():
     }
     for name, compat in compats.items():
         score_case(golden, generator, f"{name}-first", 7, 1, compat)
-        score_case(golden, generator, f"{name}-third", 7, 3, compat)
+        # Where the batch's positives are summed, many rounds keep the score from being near 0.
+        score_case(golden, generator, f"{name}-tenth", 7, 10, compat)
     score_case(golden, generator, "two-images", 2, 1, compats["plain"])
     score_case(golden, generator, "two-images-fourth", 2, 4, compats["public-code"])
     score_case(golden, generator, "duplicated", 6, 2, compats["plain"], duplicated=True)

@@ -52,6 +52,7 @@ use consonance_methods::{
     ObjectAwareCropConfig, RelativeBox, boxes,
 };
 use consonance_metrics::{Better, Cell, Column, Report};
+use rayon::prelude::*;
 
 use common::{Arguments, batches, optimizer};
 use network::Network;
@@ -108,26 +109,28 @@ fn train(
         for (step, rows) in batches(scenes.len(), BATCH, seed, epoch).into_iter().enumerate() {
             let mut images = Vec::with_capacity(2 * BATCH * 3 * SMALL * SMALL);
             for view in 0..2 {
-                let (mut cut, mut masks) = (Vec::new(), Vec::new());
-                for row in &rows {
+                let cut = |row: &usize| -> Result<(Tensor, Option<Tensor>), Failure> {
                     let boxes = crops.boxes.map_or(&[][..], |boxes| &boxes[*row]);
                     let draw = ((epoch * scenes.len() + row) * 2 + view) as u64;
                     let window = cutter.draw(boxes, (LARGE, LARGE), seed, draw)?;
-                    cut.push(cutter.crop(&pixels[*row], window)?);
-                    if let Some(all) = crops.masks {
-                        masks.push(cutter.crop(&all[*row], window)?);
-                    }
-                }
+                    let mask = crops.masks.map(|all| cutter.crop(&all[*row], window)).transpose()?;
+                    Ok((cutter.crop(&pixels[*row], window)?, mask))
+                };
+                let (cut, masks): (Vec<_>, Vec<_>) =
+                    rows.par_iter().map(cut).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+                let masks: Vec<Tensor> = masks.into_iter().flatten().collect();
                 let mut cut = Tensor::stack(&cut, 0)?;
                 if view == 0 && !masks.is_empty() {
                     let masks = Tensor::cat(&masks, 0)?.clamp(0f32, 1f32)?;
                     let found = mixup.backgrounds(&cut, &masks)?;
                     cut = mixup.mix(&cut, &masks, &found)?;
                 }
-                for (row, pixels) in rows.iter().zip(cut.flatten_from(1)?.to_vec2::<f32>()?) {
+                let cut = cut.flatten_from(1)?.to_vec2::<f32>()?;
+                let colored = rows.par_iter().zip(&cut).map(|(row, pixels)| {
                     let key = [seed, epoch as u64, *row as u64, view as u64, 0x636f_6c6f];
-                    images.extend(dense(&pixels, Some(&mut Draws::new(&key))));
-                }
+                    dense(pixels, Some(&mut Draws::new(&key)))
+                });
+                images.extend(colored.collect::<Vec<_>>().concat());
             }
             let z = unit_rows(&network.forward(images)?)?;
             let pairs = Pairs::labels(&labels, &labels).ignore_same_id(&views, &views);
@@ -195,12 +198,13 @@ fn overlap(scenes: &[Scene], masks: &[Tensor]) -> Result<f64, Failure> {
     // As they are: expanded boxes are for crops.
     let config = BoxesConfig { expand: 0.0, ..BoxesConfig::default() };
     let found = boxes(&Tensor::cat(masks, 0)?, &config)?;
-    let share = |(scene, found): (&Scene, &Vec<RelativeBox>)| {
+    let share = |(scene, found): (&Scene, &Vec<RelativeBox>)| -> f64 {
         let pairs: Vec<(bool, bool)> =
             covered(&scene.boxes).into_iter().zip(covered(found)).filter(|(a, b)| *a || *b).collect();
         pairs.iter().filter(|(a, b)| *a && *b).count() as f64 / pairs.len().max(1) as f64
     };
-    Ok(scenes.iter().zip(&found).map(share).sum::<f64>() / scenes.len() as f64)
+    let shares: Vec<f64> = scenes.par_iter().zip(&found).map(share).collect();
+    Ok(shares.iter().sum::<f64>() / scenes.len() as f64)
 }
 
 /// The network for whole scenes: its weights do not depend on the size of an image.

@@ -188,7 +188,8 @@ impl ContraCam {
         let log_z = ((found.per_row * of_loss)? + &own)?;
         let carrier = ((own * weight)? - (log_z * share)?)?;
         let value = (positive - denominator)?;
-        Ok((&carrier + (value - carrier.detach())?)?)
+        // The difference is 0, so that the value is not rounded again.
+        Ok(((&carrier - carrier.detach())? + value)?)
     }
 
     /// s and ∂s/∂GAP of the means of activations `pooled` `[b, K]` (f32), by one backward pass through `project`, which maps them
