@@ -85,7 +85,7 @@ fn sizes(backend: &dyn Backend) -> Outcome {
         [67, 65, 172],
         [70, 3, 300],
         [5, 66, 520],
-        [66, 4, 1024],
+        [3, 4, 1024],
     ];
     for (seed, [b, n, dim]) in (0..).zip(shapes) {
         let other = if seed % 2 == 0 { DType::F16 } else { DType::BF16 };
@@ -316,7 +316,7 @@ fn bounded(backend: &dyn Backend) -> Outcome {
                     bits_of(&[&all.per_row, &all.queries]) == bits_of(&[&other.per_row, &other.queries]);
                 ensure!(same, "{dtype:?}: other bits with other keys that are not valid");
             }
-            for row in [0, 1, 2, 65] {
+            for row in [1, 2, 65] {
                 let alone = backend.contrast(&case.select(&[row]))?;
                 let dim = case.queries.cols();
                 let of = |found: &ContrastFound, row: usize| {

@@ -169,8 +169,10 @@ fn equal_sides(backend: &dyn Backend) -> Outcome {
 
 fn known_statistics(backend: &dyn Backend) -> Outcome {
     for (at, dtype) in DType::ALL.into_iter().enumerate() {
-        for direction in DIRECTIONS {
-            let mut case = unit_case(dtype, [5, [70, 1100, 130][at], 9, 7], 6, direction);
+        for (which, direction) in DIRECTIONS.into_iter().enumerate() {
+            // Several splits of the keys: once.
+            let n = if which == 0 { [70, 1100, 130][at] } else { 70 };
+            let mut case = unit_case(dtype, [5, n, 9, 7], 6, direction);
             case.ids = Some((vec![3, 9, 3, 3, 3], vec![9; case.student.1.rows()]));
             let first = backend.divergence(&case)?;
             case.known = Some(first.teacher_log_sum_exp);

@@ -77,6 +77,10 @@ pub(super) fn within_bound(backend: &dyn Backend) -> Outcome {
     {
         for (turn, dtype) in DType::ALL.into_iter().enumerate() {
             for geometry in [Geometry::Euclidean, Geometry::Spherical] {
+                // Splits are joined alike for all types.
+                if shape[0] > 1000 && turn != usize::from(geometry == Geometry::Spherical) {
+                    continue;
+                }
                 let other = if seed % 2 == 0 { dtype } else { DType::ALL[(turn + 1) % 3] };
                 let mut case =
                     soft_assignment::real_case([dtype, other], shape, geometry, turn % 2, seed + 20);
