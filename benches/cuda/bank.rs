@@ -3,9 +3,7 @@
 //!
 //! `cargo bench --features cuda --bench cuda -- bank`.
 
-use std::time::Duration;
-
-use super::device::{OP, median, rows};
+use super::device::{OP, median, record, rows};
 use consonance::cuda::bank::{Entries, Ring, push, update_centers};
 use consonance::cuda::{Bytes, CudaExecutor, DType, Executor, Matrix, Result, Words};
 use consonance_testkit::data;
@@ -66,15 +64,7 @@ pub(super) fn bench(criterion: &mut Criterion) {
                 let ms = median(once);
                 let name = format!("{name}/{}/{b}of{classes}x{dim}", dtype.suffix());
                 println!("| {name} | {:.1} | {:.0} |", ms * 1e3, bytes / ms / 1e6);
-                let mut group = criterion.benchmark_group("bank-gpu");
-                group.sample_size(10).measurement_time(Duration::from_secs(1));
-                group.throughput(Throughput::Bytes(bytes as u64));
-                group.bench_function(name, |bencher| {
-                    bencher.iter_custom(|rounds| {
-                        (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
-                    });
-                });
-                group.finish();
+                record(criterion, "bank", &name, Throughput::Bytes(bytes as u64), once);
             }
         }
     }

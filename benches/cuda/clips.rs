@@ -3,9 +3,7 @@
 //!
 //! `cargo bench --features cuda --bench cuda -- clips`.
 
-use std::time::Duration;
-
-use super::device::{OP, median};
+use super::device::{OP, median, record};
 use consonance::cuda::clips::augment;
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix};
 use consonance_cpu::clips::{ClipParameters, Frames, Options};
@@ -55,15 +53,7 @@ pub(super) fn bench(criterion: &mut Criterion) {
                 let ms = median(once);
                 let name = format!("{name}/{}/{clips}x{count} of {height}x{width} to {side}", dtype.suffix());
                 println!("| {name} | {ms:.3} | {:.0} |", bytes / ms / 1e6);
-                let mut group = criterion.benchmark_group("clips-gpu");
-                group.sample_size(10).measurement_time(Duration::from_secs(1));
-                group.throughput(Throughput::Bytes(bytes as u64));
-                group.bench_function(name, |bencher| {
-                    bencher.iter_custom(|rounds| {
-                        (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
-                    });
-                });
-                group.finish();
+                record(criterion, "clips", &name, Throughput::Bytes(bytes as u64), once);
             }
         }
     }

@@ -4,9 +4,7 @@
 //! `cargo bench --features cuda --bench cuda -- clusters`. With `candle-cuda` Lloyd's algorithm in Candle's ops runs beside, with
 //! its N × K scores.
 
-use std::time::Duration;
-
-use super::device::{Metered, OP, median, percent, rows};
+use super::device::{Metered, OP, median, percent, record, rows};
 use consonance::cuda::clusters::sub_clusters;
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix};
 use consonance_cpu::clusters::{Count, Geometry, Options, Start};
@@ -83,18 +81,13 @@ pub(super) fn bench(criterion: &mut Criterion) {
                     bytes / ms / 1e6,
                     percent(Some(bytes / ms / 1e6 / copying)),
                 );
-                let mut group = criterion.benchmark_group("clusters-gpu");
-                group
-                    .sample_size(10)
-                    .measurement_time(Duration::from_secs(1))
-                    .warm_up_time(Duration::from_millis(300))
-                    .throughput(Throughput::Elements(work as u64));
-                group.bench_function(format!("{name}/{start_name}"), |bencher| {
-                    bencher.iter_custom(|rounds| {
-                        (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
-                    });
-                });
-                group.finish();
+                record(
+                    criterion,
+                    "clusters",
+                    &format!("{name}/{start_name}"),
+                    Throughput::Elements(work as u64),
+                    once,
+                );
             }
         }
     }

@@ -8,9 +8,7 @@
 //! this takes at the least at the device's ceilings. With `candle-cuda` the same loss in Candle's own ops runs beside, with its matrices, and the
 //! product alone, to which the share refers.
 
-use std::time::Duration;
-
-use super::device::{Ceilings, Metered, OP, median, percent, rows};
+use super::device::{Ceilings, Metered, OP, median, percent, record, rows};
 use consonance::cuda::contrast::{
     Pairs, Problem, Rule, Symmetric, SymmetricSide, key_gradients, losses, symmetric_gradient,
     symmetric_losses,
@@ -167,18 +165,7 @@ pub(super) fn bench(criterion: &mut Criterion) {
                 let name = format!("{}/{b}x{n}x{dim}/{of}", dtype.suffix());
                 let share = percent(multiplying.map(|most| tflops / most));
                 println!("| {name} | {ms:.3} | {tflops:.1} | {share} | {:.1} |", metered.mebibytes());
-                let mut group = criterion.benchmark_group("contrast-gpu");
-                group
-                    .sample_size(10)
-                    .measurement_time(Duration::from_secs(1))
-                    .warm_up_time(Duration::from_millis(300))
-                    .throughput(Throughput::Elements(work as u64));
-                group.bench_function(name.replace(' ', "-"), |bencher| {
-                    bencher.iter_custom(|rounds| {
-                        (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
-                    });
-                });
-                group.finish();
+                record(criterion, "contrast", &name, Throughput::Elements(work as u64), once);
             }
         }
     }

@@ -1,11 +1,11 @@
 //! What the benches of a CUDA device share.
 
-#![allow(dead_code, reason = "not every bench needs all")]
-
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use consonance::cuda::{CudaExecutor, DType, Executor, Launch, Limits, Memory, Result};
 use consonance_testkit::data;
+use criterion::{Criterion, Throughput};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -112,6 +112,23 @@ pub(crate) fn median(once: impl Fn() -> f64) -> f64 {
     let mut times: Vec<f64> = (0..12).map(|_| once()).skip(2).collect();
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
+}
+
+/// Hands the milliseconds of `once` to Criterion, under the family's name: a word, as the report takes it.
+pub(crate) fn record(
+    criterion: &mut Criterion,
+    family: &str,
+    name: &str,
+    throughput: Throughput,
+    once: impl Fn() -> f64,
+) {
+    let mut group = criterion.benchmark_group(format!("{family}-gpu"));
+    group.sample_size(10).measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300));
+    group.throughput(throughput);
+    group.bench_function(name.replace(", ", "-").replace(' ', "-"), |bencher| {
+        bencher.iter_custom(|rounds| (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum());
+    });
+    group.finish();
 }
 
 /// A share in percent.

@@ -4,9 +4,7 @@
 //! `cargo bench --features cuda --bench cuda -- divergence`. f32 is multiplied as three products of its parts, which do not
 //! count.
 
-use std::time::Duration;
-
-use super::device::{OP, median, rows};
+use super::device::{OP, median, record, rows};
 use consonance::cuda::divergence::{Exclusions, Problem, Side, key_gradients, losses};
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Memory, Result, Words};
 use consonance_cpu::divergence::Direction;
@@ -84,15 +82,7 @@ pub(super) fn bench(criterion: &mut Criterion) {
                     let shape = format!("{b}x{n}x{dim}from{width}");
                     let name = format!("{direction:?}, {name}/{}/{shape}", dtype.suffix());
                     println!("| {name} | {ms:.3} | {:.1} |", operations / ms / 1e9);
-                    let mut group = criterion.benchmark_group("divergence-gpu");
-                    group.sample_size(10).measurement_time(Duration::from_secs(1));
-                    group.throughput(Throughput::Elements(operations as u64));
-                    group.bench_function(name.replace(", ", "-").replace(' ', "-"), |bencher| {
-                        bencher.iter_custom(|rounds| {
-                            (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
-                        });
-                    });
-                    group.finish();
+                    record(criterion, "divergence", &name, Throughput::Elements(operations as u64), once);
                 }
             }
         }

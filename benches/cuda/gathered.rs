@@ -3,9 +3,7 @@
 //!
 //! `cargo bench --features cuda --bench cuda -- gathered`.
 
-use std::time::Duration;
-
-use super::device::{OP, median, rows};
+use super::device::{OP, median, record, rows};
 use consonance::cuda::gathered::{Lists, Loss, Positives, Teacher, losses, update_rows};
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Memory, Result, Words};
 use consonance_cpu::contrast::Normalizer;
@@ -58,15 +56,7 @@ pub(super) fn bench(criterion: &mut Criterion) {
                     let with = if gradients { "with gradient" } else { "forward" };
                     let name = format!("{name}, {with}/{}/{b}x{columns}of{n}x{dim}", dtype.suffix());
                     println!("| {name} | {ms:.3} | {:.0} |", sides * bytes / ms / 1e6);
-                    let mut group = criterion.benchmark_group("gathered-gpu");
-                    group.sample_size(10).measurement_time(Duration::from_secs(1));
-                    group.throughput(Throughput::Bytes((sides * bytes) as u64));
-                    group.bench_function(name.replace(", ", "-").replace(' ', "-"), |bencher| {
-                        bencher.iter_custom(|rounds| {
-                            (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
-                        });
-                    });
-                    group.finish();
+                    record(criterion, "gathered", &name, Throughput::Bytes((sides * bytes) as u64), once);
                 }
             }
             let slots = words(&data::labels(b, n as u32, 6));

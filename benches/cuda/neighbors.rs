@@ -5,9 +5,7 @@
 //! beside, in chunks of the bank: what every unfused search pays before it selects anything. It is also the ceiling that
 //! the share of multiplying refers to.
 
-use std::time::Duration;
-
-use super::device::{Metered, OP, median, percent, rows};
+use super::device::{Metered, OP, median, percent, record, rows};
 use consonance::cuda::neighbors::{Classes, Search, neighbors};
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Words, segments};
 use consonance_cpu::neighbors::Metric;
@@ -92,17 +90,13 @@ pub(super) fn bench(criterion: &mut Criterion) {
                 percent(multiplying.map(|most| tflops / most)),
                 percent(Some(bandwidth / copying)),
             );
-            let mut group = criterion.benchmark_group("neighbors-gpu");
-            group
-                .sample_size(10)
-                .measurement_time(Duration::from_secs(1))
-                .warm_up_time(Duration::from_millis(300))
-                .throughput(Throughput::Elements((2.0 * pairs * dim as f64) as u64));
-            group.bench_function(&name, |bencher| {
-                bencher
-                    .iter_custom(|rounds| (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum());
-            });
-            group.finish();
+            record(
+                criterion,
+                "neighbors",
+                &name,
+                Throughput::Elements((2.0 * pairs * dim as f64) as u64),
+                once,
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --features cuda --bench cuda -- ranking`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use consonance::cuda::ranking::ranking;
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix};
@@ -11,6 +11,8 @@ use consonance_testkit::data;
 use consonance_testkit::device::{device_or_skip, shapes_are_small};
 use criterion::{Criterion, Throughput};
 use half::bf16;
+
+use super::device::{median, record};
 
 const OP: &str = "bench";
 
@@ -39,20 +41,13 @@ pub(super) fn bench(criterion: &mut Criterion) {
             let once = || {
                 let start = Instant::now();
                 drop(ranking(&executor, &queries, &gallery, &options).unwrap());
-                start.elapsed()
+                start.elapsed().as_secs_f64() * 1e3
             };
-            let mut times: Vec<Duration> = (0..9).map(|_| once()).skip(2).collect();
-            times.sort_unstable();
-            let seconds = times[times.len() / 2].as_secs_f64();
+            let ms = median(once);
             let work = 2.0 * (b * n * dim) as f64;
             let name = format!("{}/{b}x{n}x{dim}/{classes} labels", dtype.suffix());
-            println!("| {name} | {:.3} | {:.1} |", seconds * 1e3, work / seconds / 1e12);
-            let mut group = criterion.benchmark_group("ranking-gpu");
-            group.sample_size(10).throughput(Throughput::Elements(work as u64));
-            group.bench_function(name.replace(' ', "-"), |bencher| {
-                bencher.iter_custom(|rounds| (0..rounds).map(|_| once()).sum());
-            });
-            group.finish();
+            println!("| {name} | {:.3} | {:.1} |", ms, work / ms / 1e9);
+            record(criterion, "ranking", &name, Throughput::Elements(work as u64), once);
         }
     }
 }

@@ -5,9 +5,7 @@
 //! products of split rows and of parts of f32 do not count. With `candle-cuda` the same entropy and update in Candle's own ops
 //! run beside, with their N × K matrices, and the product alone, to which the share refers.
 
-use std::time::Duration;
-
-use super::device::{Metered, OP, median, percent, rows};
+use super::device::{Metered, OP, median, percent, record, rows};
 use consonance::cuda::credibility::credibility;
 use consonance::cuda::soft_assignment::{soft_assignment, soft_centroids};
 use consonance::cuda::{CudaExecutor, DType, Executor, Matrix, Result};
@@ -93,18 +91,7 @@ pub(super) fn bench(criterion: &mut Criterion) {
                 let name = format!("{}/{n}x{k}x{dim}/{of}", dtype.suffix());
                 let share = percent(multiplying.map(|most| tflops / most));
                 println!("| {name} | {ms:.3} | {tflops:.1} | {share} | {:.1} |", metered.mebibytes());
-                let mut group = criterion.benchmark_group("soft_assignment-gpu");
-                group
-                    .sample_size(10)
-                    .measurement_time(Duration::from_secs(1))
-                    .warm_up_time(Duration::from_millis(300))
-                    .throughput(Throughput::Elements(work as u64));
-                group.bench_function(name.replace(' ', "-"), |bencher| {
-                    bencher.iter_custom(|rounds| {
-                        (0..rounds).map(|_| Duration::from_secs_f64(once() / 1e3)).sum()
-                    });
-                });
-                group.finish();
+                record(criterion, "soft_assignment", &name, Throughput::Elements(work as u64), once);
             }
         }
     }

@@ -11,35 +11,10 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for a terminal
 #![allow(dead_code)] // modules of `upgrade` are used in part
 
-// The network, the optimizer and the search are those of `upgrade`.
-#[path = "../upgrade/augment.rs"]
-mod augment;
-#[path = "../upgrade/checkpoint.rs"]
-mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../upgrade/evaluate.rs"]
-mod evaluate;
-#[path = "../upgrade/layers.rs"]
-mod layers;
-#[path = "../upgrade/network.rs"]
-mod network;
-#[path = "../upgrade/optimizer.rs"]
-mod optimizer;
-#[path = "../upgrade/progress.rs"]
-mod progress;
-#[path = "../upgrade/random.rs"]
-mod random;
-#[path = "../upgrade/trainer.rs"]
-mod trainer;
-
-/// Any error, in words for the user.
-pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// A [`Failure`] with a message.
-pub(crate) fn failure(message: impl Into<String>) -> Failure {
-    message.into().into()
-}
+#[path = "../common/upgrade.rs"]
+mod upgrade;
 
 use std::collections::BTreeSet;
 
@@ -54,6 +29,7 @@ use network::Network;
 use progress::Progress;
 use random::Draws;
 use trainer::{Recipe, unit_rows};
+use upgrade::*;
 
 /// Keys of a queue, and dimensions of a head.
 const QUEUE: usize = 1024;

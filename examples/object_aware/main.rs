@@ -13,36 +13,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for a terminal
 #![allow(dead_code)] // modules of `upgrade` are used in part
 
-// The network and the optimizer are those of `upgrade`.
-#[path = "../upgrade/augment.rs"]
-mod augment;
-#[path = "../upgrade/checkpoint.rs"]
-mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../upgrade/evaluate.rs"]
-mod evaluate;
-#[path = "../upgrade/layers.rs"]
-mod layers;
-#[path = "../upgrade/network.rs"]
-mod network;
-#[path = "../upgrade/optimizer.rs"]
-mod optimizer;
-#[path = "../upgrade/progress.rs"]
-mod progress;
-#[path = "../upgrade/random.rs"]
-mod random;
 mod scenes;
-#[path = "../upgrade/trainer.rs"]
-mod trainer;
-
-/// Any error, in words for the user.
-pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// A [`Failure`] with a message.
-pub(crate) fn failure(message: impl Into<String>) -> Failure {
-    message.into().into()
-}
+#[path = "../common/upgrade.rs"]
+mod upgrade;
 
 use candle_core::{DType, Device, Tensor};
 use consonance::{ContrastOptions, NeighborsOptions, Pairs, Temperature, contrast, neighbors};
@@ -60,6 +35,7 @@ use progress::Progress;
 use random::Draws;
 use scenes::{LARGE, SMALL, Scene, dense, scene, singles};
 use trainer::{Recipe, unit_rows};
+use upgrade::*;
 
 /// Scenes of a batch, for training and for maps: a scene's negatives.
 const BATCH: usize = 64;

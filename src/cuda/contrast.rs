@@ -262,11 +262,11 @@ pub fn losses(executor: &dyn Executor, problem: &Problem<'_>, gradients: bool) -
     for (step, grid, threads, shared) in checks(problem).into_iter().chain(steps) {
         if step.starts_with("targets") {
             pace::rows(executor, problem, &params)?;
-        }
-        if by_moments && step.starts_with("targets") {
-            let [partials, sums, targets] =
-                [buffers.moment_partials, buffers.moments, buffers.targets].map(at);
-            moments::of_keys(executor, problem, &found, [partials, sums, targets])?;
+            if by_moments {
+                let [partials, sums, targets] =
+                    [buffers.moment_partials, buffers.moments, buffers.targets].map(at);
+                moments::of_keys(executor, problem, &found, [partials, sums, targets])?;
+            }
         }
         // SAFETY: the problem was checked, so every array has the length that its counts say; a row has a partial
         // result and a partial gradient for every split, and outputs have a number for every query.
