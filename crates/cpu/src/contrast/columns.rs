@@ -16,10 +16,15 @@ use super::moments::QueryMoments;
 use super::plan::Plan;
 use super::positives::softplus_and_sigmoid;
 use super::targets::{Scratch, load_block, range};
-use super::{Forward, Problem, STRIDE, TILE};
+use super::{Forward, GRAIN, Problem, TILE, stride};
 
 /// Queries of one step: a fixed grid from query 0, so that the order of every sum is the same for any threads.
 const STEP: usize = 256;
+
+/// Rows of a step of `queries` queries, the last ones filled up with zeros.
+fn step(queries: usize) -> usize {
+    queries.next_multiple_of(GRAIN).min(STEP)
+}
 
 pub(super) fn key_gradients(problem: &Problem<'_>, plan: &Plan, forward: &Forward, g: &[f32]) -> Vec<f32> {
     let (n, d) = (problem.keys.rows(), problem.keys.cols());
@@ -31,7 +36,7 @@ pub(super) fn key_gradients(problem: &Problem<'_>, plan: &Plan, forward: &Forwar
     let unit = |i: usize| plan.split.as_ref().map_or(1.0, |split| 1.0 / split.queries[i]);
     let weights: Vec<f32> = (0..g.len()).map(|i| g[i] * plan.inverse_temperature[i] * unit(i)).collect();
     out.par_chunks_mut(TILE * d).enumerate().filter(|(t, _)| plan.occupied[*t]).for_each_init(
-        || Scratch::new(STEP),
+        || Scratch::new(step(g.len()), n),
         |scratch, (t, out)| {
             let pass = Pass { problem, plan, forward, moments: moments.as_ref(), weights: &weights };
             pass.tile_gradients(t, scratch, out);
@@ -56,26 +61,28 @@ impl Pass<'_> {
         let (b, d, width) = (problem.queries.rows(), problem.keys.cols(), plan.width);
         let keys = range(t, problem.keys.rows());
         let unit = plan.split.as_ref().zip(Unit::new());
-        let mut gradient = vec![0.0f32; TILE * width];
-        // With split products: the gradient with a row a dimension, and the queries of a step.
-        let mut transposed = vec![0.0f32; if unit.is_some() { plan.sums * TILE } else { 0 }];
+        let stride = stride(problem.keys.rows());
         let (mut packed, mut x) = (Packed::default(), Vec::new());
         let (mut subtracted, mut old_query, mut old_key) = (Vec::new(), Vec::new(), Vec::new());
         let tile = scratch.tile(problem, plan, t);
-        let source = tile.source();
+        let (source, columns) = (tile.source(), tile.columns);
+        let mut gradient = vec![0.0f32; columns * width];
+        // With split products: the gradient with a row a dimension.
+        let mut transposed = vec![0.0f32; if unit.is_some() { plan.sums * columns } else { 0 }];
         for first in (0..b).step_by(STEP) {
             let rows = first..(first + STEP).min(b);
-            let scores = (&mut *tile.scores, STRIDE);
+            let padded = step(rows.len());
+            let scores = (&mut *tile.scores, stride);
             if let Some((split, unit)) = &unit {
                 let queries = split.queries(&problem.queries, rows, &mut x);
-                unit.pack(split.scores, queries, STEP, &mut packed);
-                unit.scores(split.scores, &packed, (source, TILE), scores, tile.buffers);
+                unit.pack(split.scores, queries, padded, &mut packed);
+                unit.scores(split.scores, &packed, (source, columns), scores, tile.buffers);
             } else {
-                x = load_block(&problem.queries, rows, STEP, width);
-                tile::scores((STEP, TILE, width), (&x, width), (tile.keys, tile.stride), scores);
+                x = load_block(&problem.queries, rows, padded, width);
+                tile::scores((padded, columns, width), (&x, width), (tile.keys, tile.stride), scores);
             }
-            for (r, scores) in tile.scores.chunks_exact_mut(STRIDE).enumerate() {
-                let scores = &mut scores[..TILE];
+            for (r, scores) in tile.scores.chunks_exact_mut(stride).take(padded).enumerate() {
+                let scores = &mut scores[..columns];
                 let row = first + r;
                 let weight = weights.get(row).map_or(0.0, |weight| *weight);
                 if weight == 0.0 || !forward.counted[row] {
@@ -116,21 +123,21 @@ impl Pass<'_> {
             if let Some((split, unit)) = &unit {
                 let rows = first..(first + STEP).min(b);
                 let queries = split.queries(&problem.queries, rows, &mut x);
-                let coefficients = Source::new(tile.scores, STRIDE, (STEP, TILE), &[1.0; STEP]);
-                let out = (&mut transposed[..], TILE);
-                unit.accumulate_transposed(STEP, queries, coefficients, out, tile.buffers);
+                let coefficients = Source::new(tile.scores, stride, (padded, columns), &[1.0; STEP]);
+                let out = (&mut transposed[..], columns);
+                unit.accumulate_transposed(padded, queries, coefficients, out, tile.buffers);
             } else {
-                let shape = (STEP, TILE, width);
+                let shape = (padded, columns, width);
                 tile::accumulate_transposed(
                     shape,
-                    (tile.scores, STRIDE),
+                    (tile.scores, stride),
                     (&x, width),
                     (&mut gradient, width),
                 );
             }
         }
         for (j, gradient) in gradient.chunks_exact_mut(width).enumerate().filter(|_| unit.is_some()) {
-            let column = transposed[j..].iter().step_by(TILE);
+            let column = transposed[j..].iter().step_by(columns);
             gradient[..d].iter_mut().zip(column).for_each(|(gradient, sum)| *gradient = *sum);
         }
         if let Some(moments) = moments {

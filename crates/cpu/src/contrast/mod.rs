@@ -35,8 +35,20 @@ pub(crate) const OP: &str = "contrast";
 /// of at most 512 is one block of `gemm`'s sums whatever the other sides are.
 pub(crate) const TILE: usize = 512;
 
-/// The distance of rows of scores: a power of two would let them share few sets of the cache.
-pub(crate) const STRIDE: usize = TILE + 32;
+/// Columns of a tile that holds `keys` keys: [`TILE`], or fewer where the last tile is short. Further columns would be
+/// zero rows of bias −∞ and leave every bit as it is: exponentials of 0 in sums that only grow, 0 · 0 at the end of
+/// sums of products.
+pub(crate) fn columns(keys: usize) -> usize {
+    keys.max(crate::tile::MIN_COLS).next_multiple_of(GRAIN).min(TILE)
+}
+
+/// The distance of rows of scores against `keys` keys in tiles: a power of two would let them share few sets of the cache.
+pub(crate) fn stride(keys: usize) -> usize {
+    columns(keys) + GRAIN
+}
+
+/// What the columns of a tile and the queries of a step are a multiple of: the step of split products, two vectors.
+pub(crate) const GRAIN: usize = 32;
 
 /// Rows of a block and dimensions are padded to this many: fewer take another path of `gemm`, with other bits.
 pub(crate) const SIDE: usize = 16;

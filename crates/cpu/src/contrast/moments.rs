@@ -12,7 +12,7 @@ use crate::{Rows, tile};
 
 use super::plan::Plan;
 use super::targets::{load_block, range};
-use super::{Problem, SIDE, SPLIT, TILE};
+use super::{Problem, SIDE, SPLIT, TILE, columns};
 
 /// Σ_j l_j y_jᵀ and Σ_j l_j over the eligible keys.
 pub(super) struct Moments {
@@ -58,23 +58,24 @@ fn outer_sums(
     let tiles = right.rows().div_ceil(TILE);
     let split = |at: usize| {
         let mut sum = vec![0.0f32; left_width * width];
-        let mut l = vec![0.0f32; TILE * left_width];
+        let mut l = vec![0.0f32; columns(right.rows()) * left_width];
         for t in at * SPLIT..((at + 1) * SPLIT).min(tiles) {
             let rows = range(t, right.rows());
+            let padded = columns(rows.len());
             l.fill(0.0);
             for (row, l) in rows.clone().zip(l.chunks_exact_mut(left_width)) {
                 left(row, l);
             }
             let block;
-            let (data, stride) = match right.as_f32().filter(|_| rows.len() == TILE && right.cols() == width)
-            {
-                Some(x) => (&x[rows.start * right.stride()..], right.stride()),
-                None => {
-                    block = load_block(right, rows, TILE, width);
-                    (&block[..], width)
-                }
-            };
-            let shape = (TILE, left_width, width);
+            let (data, stride) =
+                match right.as_f32().filter(|_| rows.len() == padded && right.cols() == width) {
+                    Some(x) => (&x[rows.start * right.stride()..], right.stride()),
+                    None => {
+                        block = load_block(right, rows, padded, width);
+                        (&block[..], width)
+                    }
+                };
+            let shape = (padded, left_width, width);
             tile::accumulate_transposed(shape, (&l, left_width), (data, stride), (&mut sum, width));
         }
         sum
@@ -154,7 +155,7 @@ impl QueryMoments {
         Self { left, matrix: outer_sums(&problem.queries, left, plan.width, row) }
     }
 
-    /// Subtracts Σ_i c_i w_ij x_i from the gradients of the keys in `keys`, `[TILE, width]`.
+    /// Subtracts Σ_i c_i w_ij x_i from the gradients of the keys of a tile, a row for each of its columns.
     pub(super) fn subtract(
         &self,
         problem: &Problem<'_>,
@@ -164,10 +165,11 @@ impl QueryMoments {
     ) {
         let old = old_keys(problem, plan);
         let scale = if old.is_some() { -0.5 } else { -1.0 };
-        let mut c = vec![0.0f32; TILE * self.left];
+        let columns = columns(keys.len());
+        let mut c = vec![0.0f32; columns * self.left];
         for (j, c) in keys.zip(c.chunks_exact_mut(self.left)).filter(|(j, _)| plan.can_be_positive(*j)) {
             left_row(old, j, scale, c);
         }
-        apply(TILE, self.left, plan.width, &c, &self.matrix, gradient);
+        apply(columns, self.left, plan.width, &c, &self.matrix, gradient);
     }
 }

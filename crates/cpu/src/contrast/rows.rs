@@ -14,7 +14,7 @@ use super::exponentials::{exponential, exponentials, largest};
 use super::plan::{Plan, view_row};
 use super::positives::{Row, Targets};
 use super::targets::{Scratch, load_block, range};
-use super::{Forward, Problem, SIDE, SPLIT, STRIDE, TILE};
+use super::{Forward, Problem, SIDE, SPLIT, stride};
 
 /// Rows of one block at most: what keeps the products efficient and the scores inside the second-level cache.
 const BLOCK: usize = 256;
@@ -103,27 +103,28 @@ fn sweep(
     let unit = plan.split.as_ref().zip(Unit::new());
     let weighted = if gradients { block.padded * width } else { 0 };
     let mut partial = Partial::new(rows, &plan.plain[block.rows.clone()], weighted);
+    let stride = stride(problem.keys.rows());
     for t in tiles.filter(|t| plan.live[*t]) {
         let keys = range(t, problem.keys.rows());
         let tile = scratch.tile(problem, plan, t);
-        let source = tile.source();
-        let scores = (&mut *tile.scores, STRIDE);
+        let (source, columns) = (tile.source(), tile.columns);
+        let scores = (&mut *tile.scores, stride);
         if let Some((split, unit)) = &unit {
-            unit.scores(split.scores, &block.packed, (source, TILE), scores, tile.buffers);
+            unit.scores(split.scores, &block.packed, (source, columns), scores, tile.buffers);
         } else {
-            let shape = (block.padded, TILE, width);
+            let shape = (block.padded, columns, width);
             tile::scores(shape, (&block.x, width), (tile.keys, tile.stride), scores);
         }
         if plan.masks_rows() {
-            for (r, scores) in tile.scores.chunks_exact_mut(STRIDE).take(rows).enumerate() {
-                plan.mask(problem, first + r, keys.clone(), &mut scores[..TILE]);
+            for (r, scores) in tile.scores.chunks_exact_mut(stride).take(rows).enumerate() {
+                plan.mask(problem, first + r, keys.clone(), &mut scores[..columns]);
             }
         }
         simd::dispatch(
             #[inline(always)]
             || {
-                for (r, scores) in tile.scores.chunks_exact_mut(STRIDE).take(rows).enumerate() {
-                    let (scores, scale) = (&mut scores[..TILE], plan.scale[first + r]);
+                for (r, scores) in tile.scores.chunks_exact_mut(stride).take(rows).enumerate() {
+                    let (scores, scale) = (&mut scores[..columns], plan.scale[first + r]);
                     if !plan.plain[first + r] {
                         let max = largest(scores, tile.bias, scale);
                         if max > partial.max[r] {
@@ -141,13 +142,13 @@ fn sweep(
         if gradients {
             let out = (&mut partial.weighted[..], width);
             if let Some((split, unit)) = &unit {
-                let rows = tile.scores.chunks_exact_mut(STRIDE).take(block.padded);
-                rows.for_each(|row| unit.split(&mut row[..TILE]));
-                let p = (&*tile.scores, STRIDE, block.padded);
-                unit.accumulate(split.sums, p, (source, TILE), out, tile.buffers);
+                let rows = tile.scores.chunks_exact_mut(stride).take(block.padded);
+                rows.for_each(|row| unit.split(&mut row[..columns]));
+                let p = (&*tile.scores, stride, block.padded);
+                unit.accumulate(split.sums, p, (source, columns), out, tile.buffers);
             } else {
-                let shape = (block.padded, TILE, width);
-                tile::accumulate(shape, (tile.scores, STRIDE), (tile.keys, tile.stride), out);
+                let shape = (block.padded, columns, width);
+                tile::accumulate(shape, (tile.scores, stride), (tile.keys, tile.stride), out);
             }
         }
     }
@@ -175,7 +176,7 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Fo
             let padded = block.padded;
             let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
             let total = if wave == 1 {
-                let mut scratch = Scratch::new(padded);
+                let mut scratch = Scratch::new(padded, problem.keys.rows());
                 let mut total = sweep(problem, plan, &block, tiles(0), gradients, &mut scratch);
                 for split in 1..splits {
                     total.merge(sweep(problem, plan, &block, tiles(split), gradients, &mut scratch), width);
@@ -187,7 +188,7 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Fo
                     let partials: Vec<Partial> = (first..(first + wave).min(splits))
                         .into_par_iter()
                         .map_init(
-                            || Scratch::new(padded),
+                            || Scratch::new(padded, problem.keys.rows()),
                             |scratch, split| sweep(problem, plan, &block, tiles(split), gradients, scratch),
                         )
                         .collect();

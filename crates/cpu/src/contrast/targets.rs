@@ -7,7 +7,7 @@ use crate::screen::Aligned;
 use crate::tile::split::{Buffers, Source};
 
 use super::plan::Plan;
-use super::{Problem, STRIDE, TILE};
+use super::{Problem, TILE, columns, stride};
 
 /// Scratch of one worker.
 #[derive(Debug, Default)]
@@ -19,14 +19,15 @@ pub(super) struct Scratch {
     buffers: Buffers,
 }
 
-/// The keys of a tile, `stride` apart, and their bias: [`TILE`] rows; only those that there are for split products.
+/// The keys of a tile, `stride` apart, and their bias: `columns` rows; only those that there are for split products.
 pub(super) struct Tile<'s> {
+    pub(super) columns: usize,
     pub(super) keys: &'s [f32],
     pub(super) stride: usize,
     shape: (usize, usize),
     factors: &'s [f32],
     pub(super) bias: Option<&'s [f32]>,
-    /// Rows of [`TILE`] scores, [`STRIDE`] apart.
+    /// Rows of `columns` scores, [`stride`] apart.
     pub(super) scores: &'s mut [f32],
     pub(super) buffers: &'s mut Buffers,
 }
@@ -44,25 +45,26 @@ pub(super) fn range(t: usize, keys: usize) -> Range<usize> {
 }
 
 impl Scratch {
-    /// Room for the scores of `rows` queries against one tile.
-    pub(super) fn new(rows: usize) -> Self {
-        Self { scores: Aligned::zeros(rows * STRIDE), ..Self::default() }
+    /// Room for the scores of `rows` queries against one tile of `keys` keys.
+    pub(super) fn new(rows: usize, keys: usize) -> Self {
+        Self { scores: Aligned::zeros(rows * stride(keys)), ..Self::default() }
     }
 
-    /// Prepares tile `t`. A short last tile is filled up with zero rows of bias −∞, so that the products have one
-    /// shape and a bank gives the bits of a longer one whose last rows are not valid.
+    /// Prepares tile `t`. A short last tile is filled up to its columns with zero rows of bias −∞; a bank gives the bits
+    /// of a longer one whose last rows are not valid.
     pub(super) fn tile<'s>(&'s mut self, problem: &Problem<'s>, plan: &'s Plan, t: usize) -> Tile<'s> {
         let keys = &problem.keys;
         let range = range(t, keys.rows());
         let (rows, cols, width) = (range.len(), keys.cols(), plan.width);
-        let full = rows == TILE;
+        let columns = columns(rows);
+        let full = rows == columns;
         let padded = plan.split.is_none();
         let in_place = keys.as_f32().filter(|_| !padded || (full && cols == width));
         let (data, stride): (&[f32], usize) = match in_place {
             Some(x) => (&x[range.start * keys.stride()..], keys.stride()),
             None => {
                 self.keys.clear();
-                self.keys.resize(TILE * width, 0.0); // keeps the padding at zero
+                self.keys.resize(columns * width, 0.0); // keeps the padding at zero
                 for (row, out) in range.clone().zip(self.keys.chunks_exact_mut(width)) {
                     keys.load_row(row, &mut out[..cols]);
                 }
@@ -78,7 +80,7 @@ impl Scratch {
                     Some(bias) => self.bias.extend_from_slice(&bias[range.clone()]),
                     None => self.bias.resize(rows, 0.0),
                 }
-                self.bias.resize(TILE, f32::NEG_INFINITY);
+                self.bias.resize(columns, f32::NEG_INFINITY);
                 Some(&self.bias[..])
             }
         };
@@ -87,6 +89,7 @@ impl Scratch {
         self.factors.clear();
         self.factors.extend(range.map(|j| if valid.is_none_or(|v| v[j]) { factor } else { 0.0 }));
         Tile {
+            columns,
             keys: data,
             stride,
             shape: (rows, cols),

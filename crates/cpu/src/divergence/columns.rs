@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::plan::{Plan, range, width};
 use super::{Direction, Forward, Problem};
 use crate::contrast::targets::load_block;
-use crate::contrast::{STRIDE, TILE};
+use crate::contrast::{GRAIN, TILE, columns, stride};
 use crate::{simd, tile};
 
 /// Queries of one step: a fixed grid from query 0, so that the order of every sum is the same for any threads.
@@ -48,23 +48,26 @@ fn tile_gradients(
     let (b, d) = (student.queries.rows(), student.keys.cols());
     let widths = [width(&student.keys), width(&teacher.keys)];
     let keys = range(t, student.keys.rows());
+    let (columns, stride) = (columns(keys.len()), stride(student.keys.rows()));
+    // The last rows of a step are filled up with zeros.
+    let step = b.next_multiple_of(GRAIN).min(STEP);
     let Scratch { keys: [y, v], bias, scores: [of_student, of_teacher], gradient } = scratch;
     let bias = plan.bias(t, &keys, bias);
     let y = plan.tile(&student.keys, problem.excluded.valid, t, y);
     let v = plan.tile(&teacher.keys, problem.excluded.valid, t, v);
     gradient.clear();
-    gradient.resize(TILE * widths[0], 0.0);
-    of_student.resize(STEP * STRIDE, 0.0);
-    of_teacher.resize(STEP * STRIDE, 0.0);
+    gradient.resize(columns * widths[0], 0.0);
+    of_student.resize(step * stride, 0.0);
+    of_teacher.resize(step * stride, 0.0);
     for first in (0..b).step_by(STEP) {
         let rows = first..(first + STEP).min(b);
-        let x = load_block(&student.queries, rows.clone(), STEP, widths[0]);
-        let u = load_block(&teacher.queries, rows, STEP, widths[1]);
-        tile::scores((STEP, TILE, widths[0]), (&x, widths[0]), y, (of_student, STRIDE));
-        tile::scores((STEP, TILE, widths[1]), (&u, widths[1]), v, (of_teacher, STRIDE));
-        let pairs = of_student.chunks_exact_mut(STRIDE).zip(of_teacher.chunks_exact_mut(STRIDE));
+        let x = load_block(&student.queries, rows.clone(), step, widths[0]);
+        let u = load_block(&teacher.queries, rows, step, widths[1]);
+        tile::scores((step, columns, widths[0]), (&x, widths[0]), y, (of_student, stride));
+        tile::scores((step, columns, widths[1]), (&u, widths[1]), v, (of_teacher, stride));
+        let pairs = of_student.chunks_exact_mut(stride).zip(of_teacher.chunks_exact_mut(stride));
         for (r, (of_student, of_teacher)) in pairs.enumerate() {
-            let (of_student, of_teacher) = (&mut of_student[..TILE], &mut of_teacher[..TILE]);
+            let (of_student, of_teacher) = (&mut of_student[..columns], &mut of_teacher[..columns]);
             let row = first + r;
             let weight = weights.get(row).map_or(0.0, |weight| *weight);
             if weight == 0.0 || !forward.counted[row] {
@@ -92,8 +95,8 @@ fn tile_gradients(
                 },
             );
         }
-        let shape = (STEP, TILE, widths[0]);
-        tile::accumulate_transposed(shape, (of_student, STRIDE), (&x, widths[0]), (gradient, widths[0]));
+        let shape = (step, columns, widths[0]);
+        tile::accumulate_transposed(shape, (of_student, stride), (&x, widths[0]), (gradient, widths[0]));
     }
     for (out, gradient) in out.chunks_exact_mut(d).zip(gradient.chunks_exact(widths[0])) {
         out.copy_from_slice(&gradient[..d]);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Exclusions, OP, Problem, Side};
 use crate::contrast::index::{Index, within};
-use crate::contrast::{SIDE, TILE};
+use crate::contrast::{SIDE, TILE, columns};
 use crate::{Error, Result, Rows};
 
 /// A checked problem with its derived data, shared by the forward and the backward pass.
@@ -162,14 +162,14 @@ impl Plan {
         }
     }
 
-    /// The bias of the [`TILE`] keys of a tile: a short last tile is filled up with −∞.
+    /// The bias of the columns of a tile: a short last tile is filled up with −∞.
     pub(super) fn bias<'s>(
         &'s self,
         t: usize,
         keys: &Range<usize>,
         buffer: &'s mut Vec<f32>,
     ) -> Option<&'s [f32]> {
-        if keys.len() == TILE {
+        if keys.len() == columns(keys.len()) {
             let (_, all) = self.tiles[t];
             return self.bias.as_ref().filter(|_| !all).map(|bias| &bias[keys.clone()]);
         }
@@ -178,11 +178,11 @@ impl Plan {
             Some(bias) => buffer.extend_from_slice(&bias[keys.clone()]),
             None => buffer.resize(keys.len(), 0.0),
         }
-        buffer.resize(TILE, f32::NEG_INFINITY);
+        buffer.resize(columns(keys.len()), f32::NEG_INFINITY);
         Some(buffer)
     }
 
-    /// The [`TILE`] rows of a tile, their distance apart: in place when they can be read so. A short last tile is filled up
+    /// The rows of a tile's columns, their distance apart: in place when they can be read so. A short last tile is filled up
     /// with zeros, and so is what is not valid: it may hold any finite number.
     pub(super) fn tile<'s>(
         &self,
@@ -193,12 +193,13 @@ impl Plan {
     ) -> (&'s [f32], usize) {
         let (keys, cols, width) = (range(t, rows.rows()), rows.cols(), width(rows));
         let (_, all) = self.tiles[t];
-        let in_place = all && keys.len() == TILE && cols == width;
+        let columns = columns(keys.len());
+        let in_place = all && keys.len() == columns && cols == width;
         if let Some(x) = rows.as_f32().filter(|_| in_place) {
             return (&x[keys.start * rows.stride()..], rows.stride());
         }
         buffer.clear();
-        buffer.resize(TILE * width, 0.0);
+        buffer.resize(columns * width, 0.0);
         for (row, out) in keys.zip(buffer.chunks_exact_mut(width)) {
             if valid.is_none_or(|valid| valid[row]) {
                 rows.load_row(row, &mut out[..cols]);

@@ -8,7 +8,7 @@ use super::plan::{Plan, range, width};
 use super::{Direction, Forward, OP, Problem};
 use crate::contrast::exponentials::{LANES, exponential, fold, largest};
 use crate::contrast::targets::load_block;
-use crate::contrast::{SIDE, SPLIT, STRIDE, TILE};
+use crate::contrast::{SIDE, SPLIT, columns, stride};
 use crate::screen::Aligned;
 use crate::{Error, Result, simd, tile};
 
@@ -152,9 +152,11 @@ fn sweep(
     let is_known = |r: usize| known.is_some_and(|known| known[r] > f32::NEG_INFINITY);
     let weighted = if gradients { padded * widths[STUDENT] } else { 0 };
     let mut partial = Partial::new(problem.direction, rows, known, weighted);
+    let stride = stride(problem.student.keys.rows());
     let masks = problem.excluded.same_id.is_some() || problem.excluded.diagonal;
     for t in tiles.filter(|t| plan.is_live(*t)) {
         let keys = range(t, problem.student.keys.rows());
+        let columns = columns(keys.len());
         let Scratch { scores: [of_student, of_teacher], keys: [y, v], bias } = &mut *scratch;
         let bias = plan.bias(t, &keys, bias);
         let (y, v) = (
@@ -162,14 +164,14 @@ fn sweep(
             plan.tile(&problem.teacher.keys, problem.excluded.valid, t, v),
         );
         let (of_student, of_teacher) =
-            (of_student.reserve(padded * STRIDE), of_teacher.reserve(padded * STRIDE));
+            (of_student.reserve(padded * stride), of_teacher.reserve(padded * stride));
         for (side, keys, scores) in [(STUDENT, y, &mut *of_student), (TEACHER, v, &mut *of_teacher)] {
-            let shape = (padded, TILE, widths[side]);
-            tile::scores(shape, (&block.x[side], widths[side]), keys, (scores, STRIDE));
+            let shape = (padded, columns, widths[side]);
+            tile::scores(shape, (&block.x[side], widths[side]), keys, (scores, stride));
         }
-        let pairs = of_student.chunks_exact_mut(STRIDE).zip(of_teacher.chunks_exact_mut(STRIDE));
+        let pairs = of_student.chunks_exact_mut(stride).zip(of_teacher.chunks_exact_mut(stride));
         for (r, (student, teacher)) in pairs.take(rows).enumerate() {
-            let (student, teacher) = (&mut student[..TILE], &mut teacher[..TILE]);
+            let (student, teacher) = (&mut student[..columns], &mut teacher[..columns]);
             if masks {
                 plan.mask(&problem.excluded, first + r, &keys, [&mut *student, &mut *teacher]);
             }
@@ -204,9 +206,9 @@ fn sweep(
             );
         }
         if gradients {
-            let shape = (padded, TILE, widths[STUDENT]);
+            let shape = (padded, columns, widths[STUDENT]);
             for (scores, out) in [of_student, of_teacher].into_iter().zip(&mut partial.weighted) {
-                tile::accumulate(shape, (scores, STRIDE), y, (out, widths[STUDENT]));
+                tile::accumulate(shape, (scores, stride), y, (out, widths[STUDENT]));
             }
         }
     }

@@ -151,4 +151,25 @@ mod tests {
             assert!(part.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{rows} rows");
         }
     }
+
+    #[test]
+    fn zeros_at_the_end_of_the_shared_dimension_change_no_bits() {
+        let (m, n, d) = (160, 512, 96);
+        for used in [17, 96, 128, 160, 256, 480] {
+            let (mut p, mut y) = (values(m * n, 3), values(n * d, 4));
+            p.chunks_exact_mut(n).for_each(|row| row[used..].fill(0.0));
+            y[used * d..].fill(0.0);
+            let (mut whole, mut transposed) = (values(m * d, 5), values(m * d, 5));
+            let (mut short, mut short_transposed) = (whole.clone(), whole.clone());
+            accumulate((m, n, d), (&p, n), (&y, d), (&mut whole, d));
+            accumulate((m, used, d), (&p, n), (&y, d), (&mut short, d));
+            // [n, m], as rows of the left operand.
+            let across: Vec<f32> = (0..n * m).map(|at| p[at % m * n + at / m]).collect();
+            accumulate_transposed((n, m, d), (&across, m), (&y, d), (&mut transposed, d));
+            accumulate_transposed((used, m, d), (&across, m), (&y, d), (&mut short_transposed, d));
+            assert!(short.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{used} keys");
+            let same = short_transposed.iter().zip(&transposed).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{used} queries");
+        }
+    }
 }
