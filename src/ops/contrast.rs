@@ -6,9 +6,10 @@ mod kernels;
 mod lists;
 mod pairs;
 mod symmetric;
+mod together;
 
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
-use consonance_cpu::{Rows, contrast as cpu};
+use consonance_cpu::{Gradients, Rows, contrast as cpu};
 
 pub use consonance_cpu::contrast::{
     Admission, AffinityMap, Normalizer, Options as ContrastOptions, OtherPositives, Products,
@@ -22,6 +23,7 @@ use crate::{Error, Result};
 use data::Data;
 use kernels::ByKernels;
 use symmetric::BothWays;
+use together::Together;
 
 const OP: &str = "contrast";
 
@@ -87,7 +89,8 @@ pub fn contrast(
 /// `per_row` and `log_sum_exp` are `[B + N]`, the rows of `x` first; `anchors` is the number of counted rows of both.
 /// A `y` that is not valid or not credible is no anchor on its own side either. A learned temperature is one for
 /// all. On a GPU one pass over the scores serves both directions, and one more for the gradient of each side; with
-/// [`Pairs::all`] they are two losses, as on the CPU.
+/// [`Pairs::all`] they are two losses. So they are on the CPU, but for at most 512 rows on each side (and products in `f32`),
+/// whose scores are computed once.
 ///
 /// # Errors
 /// As [`contrast`]; also for a temperature a row, for denominator weights (they belong to one side), and for diagonal
@@ -107,10 +110,22 @@ pub fn contrast_symmetric(
         return Err(consonance_cpu::Error::shape(OP, "temperature", t.dims(), expected).into());
     }
     let transposed = pairs.transposed(b, n)?;
-    if let Some(place) = Place::of(OP, "x", x)?
-        && pairs.has_one_pass()
-    {
-        return both_ways(place, [x, y], temperature, [pairs, &transposed], options);
+    let sides = [readable(x)?, readable(y)?];
+    let divisor = temperature.tensor(x.device())?;
+    let (tensors, pairs_of) = ([&sides[0], &sides[1], &divisor], [pairs, &transposed]);
+    match Place::of(OP, "x", x)? {
+        Some(place) if pairs.has_one_pass() => {
+            let found = BothWays::new(place, tensors, pairs_of, options)?;
+            let rows = (found.log_sum_exp.clone(), found.anchors);
+            return both_ways(tensors, Loss::BothWays(Box::new(found)), rows);
+        }
+        None => {
+            if let Some(found) = Together::new(tensors, pairs_of, options)? {
+                let rows = (Tensor::new(found.log_sum_exp(), x.device())?, found.anchors());
+                return both_ways(tensors, Loss::Together(Box::new(found)), rows);
+            }
+        }
+        Some(_) => {}
     }
     let rows = one_way(x, y, temperature, pairs, options)?;
     let columns = one_way(y, x, temperature, &transposed, options)?;
@@ -122,24 +137,18 @@ pub fn contrast_symmetric(
     })
 }
 
-/// Both directions by kernels, from one pass over the scores.
+/// The mean of both directions, which `op` computes, from its rows' log-sum-exps and the counted rows of both.
 fn both_ways(
-    place: Place,
-    sides: [&Tensor; 2],
-    temperature: &Temperature,
-    pairs: [&Pairs; 2],
-    options: &ContrastOptions,
+    [x, y, temperature]: [&Tensor; 3],
+    op: Loss,
+    (log_sum_exp, [of_x, of_y]): (Tensor, [usize; 2]),
 ) -> Result<Contrast> {
-    let (x, y) = (readable(sides[0])?, readable(sides[1])?);
-    let temperature = temperature.tensor(x.device())?;
-    let found = BothWays::new(place, [&x, &y, &temperature], pairs, options)?;
-    let ([of_x, of_y], log_sum_exp) = (found.anchors, found.log_sum_exp.clone());
-    let per_row = x.apply_op3(&y, &temperature, Loss::BothWays(Box::new(found)))?;
+    let per_row = x.apply_op3(y, temperature, op)?;
     let (b, n) = (x.dims()[0], y.dims()[0]);
     let mean = |first: usize, rows: usize, anchors: usize| {
-        per_row.narrow(0, first, rows)?.sum_all()? * (0.5 / anchors.max(1) as f64)
+        per_row.narrow(0, first, rows)?.sum_all()? * (1.0 / anchors.max(1) as f64)
     };
-    let loss = (mean(0, b, of_x)? + mean(b, n, of_y)?)?;
+    let loss = ((mean(0, b, of_x)? + mean(b, n, of_y)?)? * 0.5)?;
     Ok(Contrast { loss, per_row, log_sum_exp, anchors: of_x + of_y })
 }
 
@@ -169,20 +178,20 @@ fn one_way(
     let (queries, keys) = (readable(queries)?, readable(keys)?);
     let place = Place::of(OP, "queries", &queries)?;
     let temperature = temperature.tensor(queries.device())?;
-    let gradients = queries.track_op() || temperature.track_op();
-    let op = match place {
+    let tensors = [&queries, &keys, &temperature];
+    let (op, log_sum_exp, anchors) = match place {
         Some(place) => {
-            let tensors = [&queries, &keys, &temperature];
-            Loss::Kernels(Box::new(ByKernels::new(place, tensors, pairs, options, gradients)?))
+            let gradients = queries.track_op() || temperature.track_op();
+            let loss = ByKernels::new(place, tensors, pairs, options, gradients)?;
+            let rows = (loss.log_sum_exp.clone(), loss.anchors);
+            (Loss::Kernels(Box::new(loss)), rows.0, rows.1)
         }
-        None => Loss::Cpu(Box::new(OnCpu::new([&queries, &keys, &temperature], pairs, options, gradients)?)),
-    };
-    let (log_sum_exp, anchors) = match &op {
-        Loss::Cpu(loss) => {
-            (Tensor::new(&loss.forward.log_sum_exp[..], queries.device())?, loss.forward.anchors())
+        None => {
+            let loss = OnCpu::new(tensors, pairs, options)?;
+            let log_sum_exp = Tensor::new(&loss.forward.log_sum_exp[..], queries.device())?;
+            let anchors = loss.forward.anchors();
+            (Loss::Cpu(Box::new(loss)), log_sum_exp, anchors)
         }
-        Loss::Kernels(loss) => (loss.log_sum_exp.clone(), loss.anchors),
-        Loss::BothWays(loss) => (loss.log_sum_exp.clone(), loss.anchors.iter().sum()),
     };
     let per_row = queries.apply_op3(&keys, &temperature, op)?;
     let loss = (per_row.sum_all()? * (1.0 / anchors.max(1) as f64))?;
@@ -212,6 +221,7 @@ enum Loss {
     Cpu(Box<OnCpu>),
     Kernels(Box<ByKernels>),
     BothWays(Box<BothWays>),
+    Together(Box<Together>),
 }
 
 impl CustomOp3 for Loss {
@@ -232,6 +242,7 @@ impl CustomOp3 for Loss {
             Self::Cpu(loss) => loss.forward.per_row.clone(),
             Self::Kernels(loss) => loss.per_row.to_vec1::<f32>()?,
             Self::BothWays(loss) => loss.per_row.to_vec1::<f32>()?,
+            Self::Together(loss) => loss.per_row(),
         };
         let shape = Shape::from(per_row.len());
         Ok((CpuStorage::F32(per_row), shape))
@@ -250,7 +261,9 @@ impl CustomOp3 for Loss {
         match self {
             Self::Kernels(loss) => crate::ops::place::cuda_storage(&loss.per_row),
             Self::BothWays(loss) => crate::ops::place::cuda_storage(&loss.per_row),
-            Self::Cpu(_) => candle_core::bail!("contrast: computed on the CPU for tensors of a CUDA device"),
+            Self::Cpu(_) | Self::Together(_) => {
+                candle_core::bail!("contrast: computed on the CPU for tensors of a CUDA device")
+            }
         }
     }
 
@@ -263,23 +276,27 @@ impl CustomOp3 for Loss {
         row_gradients: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let g = row_gradients.detach().to_dtype(DType::F32)?.contiguous()?;
-        let tracked = |tensor: &Tensor| tensor.track_op().then_some(());
-        let for_queries = tracked(queries).map(|()| match self {
-            Self::Cpu(loss) => loss.query_gradient(&g, queries),
-            Self::Kernels(loss) => loss.query_gradient(&g, queries),
-            Self::BothWays(loss) => loss.gradient(&g, SymmetricSide::X, queries),
-        });
-        let for_keys = tracked(keys).map(|()| match self {
-            Self::Cpu(loss) => loss.key_gradient(&g, queries, keys),
-            Self::Kernels(loss) => loss.key_gradient(&g, keys),
-            Self::BothWays(loss) => loss.gradient(&g, SymmetricSide::Y, keys),
-        });
-        let for_temperature = tracked(temperature).map(|()| match self {
-            Self::Cpu(loss) => loss.temperature_gradient(&g, temperature),
-            Self::Kernels(loss) => loss.temperature_gradient(&g, temperature),
-            Self::BothWays(loss) => loss.temperature_gradient(&g, temperature),
-        });
-        Ok((for_queries.transpose()?, for_keys.transpose()?, for_temperature.transpose()?))
+        let of = |argument: &Tensor, gradient: &dyn Fn() -> Result<Tensor>| {
+            argument.track_op().then(gradient).transpose()
+        };
+        Ok(match self {
+            Self::Cpu(loss) => (
+                of(queries, &|| loss.query_gradient(&g, queries))?,
+                of(keys, &|| loss.key_gradient(&g, queries, keys))?,
+                of(temperature, &|| loss.temperature_gradient(&g, temperature))?,
+            ),
+            Self::Kernels(loss) => (
+                of(queries, &|| loss.query_gradient(&g, queries))?,
+                of(keys, &|| loss.key_gradient(&g, keys))?,
+                of(temperature, &|| loss.temperature_gradient(&g, temperature))?,
+            ),
+            Self::BothWays(loss) => (
+                of(queries, &|| loss.gradient(&g, SymmetricSide::X, queries))?,
+                of(keys, &|| loss.gradient(&g, SymmetricSide::Y, keys))?,
+                of(temperature, &|| loss.temperature_gradient(&g, temperature))?,
+            ),
+            Self::Together(loss) => loss.gradients(&g, [queries, keys, temperature])?.into(),
+        })
     }
 }
 
@@ -297,8 +314,9 @@ impl OnCpu {
         [queries, keys, temperature]: [&Tensor; 3],
         pairs: &Pairs,
         options: &ContrastOptions,
-        gradients: bool,
     ) -> Result<Self> {
+        let gradients =
+            Gradients { queries: queries.track_op() || temperature.track_op(), keys: keys.track_op() };
         let data = Data::read(pairs, queries.dims()[0], keys.dims()[0])?;
         let views = (Matrix::new(OP, "queries", queries)?, Matrix::new(OP, "keys", keys)?);
         check_cpu(OP, "temperature", temperature)?;

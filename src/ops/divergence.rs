@@ -4,7 +4,7 @@ mod kernels;
 mod options;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
-use consonance_cpu::{Rows, divergence as cpu};
+use consonance_cpu::{Gradients, Rows, divergence as cpu};
 
 use super::place::Place;
 use super::view::{Matrix, labels, mask, weights};
@@ -240,7 +240,8 @@ impl OnCpu {
             let (left, right) = (views.0.lock(), views.1.lock());
             data.with_problem(left.rows()?, right.rows()?, |problem| {
                 let plan = cpu::Plan::new(problem)?;
-                let forward = cpu::forward(problem, &plan, queries.track_op())?;
+                let gradients = Gradients { queries: queries.track_op(), keys: keys.track_op() };
+                let forward = cpu::forward(problem, &plan, gradients)?;
                 Ok((plan, forward))
             })?
         };

@@ -303,23 +303,36 @@ fn the_gradients_obey_their_identities() {
 
 #[test]
 fn the_symmetric_form_is_the_mean_of_both_directions() {
+    let options = ContrastOptions::default();
+    // With the products of both directions at once, and too many rows for that.
+    for (n, d) in [(70usize, 16usize), (600, 16)] {
+        let (x, y) = (matrix(data::unit(n, d, 1), n, d), matrix(data::unit(n, d, 2), n, d));
+        let vars = [&x, &y].map(|t| Var::from_tensor(t).unwrap());
+        let tau = Var::new(0.1f32, &Device::Cpu).unwrap();
+        let learned = Temperature::Learned(tau.as_tensor().clone());
+        let out = contrast_symmetric(&vars[0], &vars[1], &learned, &Pairs::diagonal(), &options).unwrap();
+        assert_eq!((out.anchors, out.per_row.dims1().unwrap()), (2 * n, 2 * n));
+        let grads = out.loss.backward().unwrap();
+        let rows = contrast(&vars[0], &vars[1], &learned, &Pairs::diagonal(), &options).unwrap();
+        let columns = contrast(&vars[1], &vars[0], &learned, &Pairs::diagonal(), &options).unwrap();
+        let both = ((rows.loss + columns.loss).unwrap() * 0.5).unwrap();
+        assert_eq!(bits(&out.loss), bits(&both));
+        let expected = both.backward().unwrap();
+        for var in [&vars[0], &vars[1], &tau] {
+            let (got, expected) = (grads.get(var).unwrap(), expected.get(var).unwrap());
+            if n > 512 {
+                assert_eq!(bits(got), bits(expected));
+                continue;
+            }
+            // Sums in another order; how near the truth both are is the suite's to say.
+            let (got, expected) = (narrow(got), narrow(expected));
+            let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let off = got.iter().zip(&expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(off <= largest * 2f32.powi(-16), "{off} of {largest}");
+        }
+    }
     let (n, d) = (70usize, 16usize);
     let (x, y) = (matrix(data::unit(n, d, 1), n, d), matrix(data::unit(n, d, 2), n, d));
-    let vars = [&x, &y].map(|t| Var::from_tensor(t).unwrap());
-    let tau = Var::new(0.1f32, &Device::Cpu).unwrap();
-    let learned = Temperature::Learned(tau.as_tensor().clone());
-    let options = ContrastOptions::default();
-    let out = contrast_symmetric(&vars[0], &vars[1], &learned, &Pairs::diagonal(), &options).unwrap();
-    assert_eq!((out.anchors, out.per_row.dims1().unwrap()), (2 * n, 2 * n));
-    let grads = out.loss.backward().unwrap();
-    let rows = contrast(&vars[0], &vars[1], &learned, &Pairs::diagonal(), &options).unwrap();
-    let columns = contrast(&vars[1], &vars[0], &learned, &Pairs::diagonal(), &options).unwrap();
-    let both = ((rows.loss + columns.loss).unwrap() * 0.5).unwrap();
-    assert_eq!(bits(&out.loss), bits(&both));
-    let expected = both.backward().unwrap();
-    for var in [&vars[0], &vars[1], &tau] {
-        assert_eq!(bits(grads.get(var).unwrap()), bits(expected.get(var).unwrap()));
-    }
     // Lists transposed are labels transposed.
     let (lx, ly) = (data::labels(n, 9, 3), data::labels(n, 9, 4));
     let mut offsets = vec![0u32];

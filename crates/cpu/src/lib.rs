@@ -30,3 +30,20 @@ pub mod tile;
 
 pub use error::{Error, Result};
 pub use rows::{Elements, Rows};
+
+/// Which gradients will be asked for, so that a forward pass computes or keeps what they need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Gradients {
+    /// Of the queries and, where it is learned, the temperature: computed in the forward pass.
+    pub queries: bool,
+    /// Of the keys: computed in a backward pass.
+    pub keys: bool,
+}
+
+impl Gradients {
+    /// Both or neither.
+    #[must_use]
+    pub fn all(wanted: bool) -> Self {
+        Self { queries: wanted, keys: wanted }
+    }
+}

@@ -3,6 +3,8 @@
 //! ∂/∂y_j Σ_i g_i L_i = Σ_i (g_i/τ_i) c_ij x_i with c_ij = mass_i p_ij − a_ij (times q_ij when the positives are left
 //! out): the tile of coefficients is built with the targets already subtracted, in f32, and one product adds it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::simd;
@@ -16,10 +18,7 @@ use super::moments::QueryMoments;
 use super::plan::Plan;
 use super::positives::softplus_and_sigmoid;
 use super::targets::{Scratch, load_block, range};
-use super::{Forward, GRAIN, Problem, TILE, stride};
-
-/// Queries of one step: a fixed grid from query 0, so that the order of every sum is the same for any threads.
-const STEP: usize = 256;
+use super::{Forward, GRAIN, Problem, STEP, TILE, stride};
 
 /// Rows of a step of `queries` queries, the last ones filled up with zeros.
 fn step(queries: usize) -> usize {
@@ -46,16 +45,66 @@ pub(super) fn key_gradients(problem: &Problem<'_>, plan: &Plan, forward: &Forwar
 }
 
 /// What every tile reads.
-struct Pass<'a> {
-    problem: &'a Problem<'a>,
-    plan: &'a Plan,
-    forward: &'a Forward,
-    moments: Option<&'a QueryMoments>,
+pub(super) struct Pass<'a> {
+    pub(super) problem: &'a Problem<'a>,
+    pub(super) plan: &'a Plan,
+    pub(super) forward: &'a Forward,
+    pub(super) moments: Option<&'a QueryMoments>,
     /// g_i/τ_i, in the units of the products' queries.
-    weights: &'a [f32],
+    pub(super) weights: &'a [f32],
+}
+
+/// What the coefficients of a row need while they are computed.
+#[derive(Default)]
+pub(super) struct Buffers {
+    subtracted: Vec<(usize, f32)>,
+    old_query: Vec<f32>,
+    old_key: Vec<f32>,
 }
 
 impl Pass<'_> {
+    /// Products of query `row` and `keys` into `weight` · c_ij, in place.
+    pub(super) fn coefficients(
+        &self,
+        row: usize,
+        weight: f32,
+        keys: Range<usize>,
+        (scores, bias): (&mut [f32], Option<&[f32]>),
+        Buffers { subtracted, old_query, old_key }: &mut Buffers,
+    ) {
+        let Self { problem, plan, forward, moments, .. } = *self;
+        let (scale, lse) = (plan.scale[row], forward.log_sum_exp[row]);
+        if let Some(a) = &problem.pairs.affinity {
+            old_query.resize(a.queries.cols(), 0.0);
+            a.queries.load_row(row, old_query);
+        }
+        subtracted.clear();
+        let sparse = if moments.is_some() { keys.end..keys.end } else { keys.clone() };
+        plan.each_positive(problem, row, sparse, |j, base| {
+            let w = plan.weight(problem, old_query, row, j, base, old_key);
+            let mut a = weight * forward.inverse_normalizer[row] * w;
+            if plan.positives_left_out {
+                let score = scores[j - keys.start] * scale;
+                a *= softplus_and_sigmoid(f64::from(lse) - f64::from(score)).1 as f32;
+            }
+            subtracted.push((j - keys.start, a));
+        });
+        plan.mask(problem, row, keys, scores);
+        if lse > f32::NEG_INFINITY {
+            let mass = weight * forward.mass[row];
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    exponentials(scores, bias, scale, lse);
+                    scores.iter_mut().for_each(|p| *p *= mass);
+                },
+            );
+        } else {
+            scores.fill(0.0);
+        }
+        subtracted.iter().for_each(|(j, a)| scores[*j] -= a);
+    }
+
     fn tile_gradients(&self, t: usize, scratch: &mut Scratch, out: &mut [f32]) {
         let Self { problem, plan, forward, moments, weights } = *self;
         let (b, d, width) = (problem.queries.rows(), problem.keys.cols(), plan.width);
@@ -63,7 +112,7 @@ impl Pass<'_> {
         let unit = plan.split.as_ref().zip(Unit::new());
         let stride = stride(problem.keys.rows());
         let (mut packed, mut x) = (Packed::default(), Vec::new());
-        let (mut subtracted, mut old_query, mut old_key) = (Vec::new(), Vec::new(), Vec::new());
+        let mut buffers = Buffers::default();
         let tile = scratch.tile(problem, plan, t);
         let (source, columns) = (tile.source(), tile.columns);
         let mut gradient = vec![0.0f32; columns * width];
@@ -73,7 +122,12 @@ impl Pass<'_> {
             let rows = first..(first + STEP).min(b);
             let padded = step(rows.len());
             let scores = (&mut *tile.scores, stride);
-            if let Some((split, unit)) = &unit {
+            if !forward.products.is_empty() {
+                tile.scores[..forward.products.len()].copy_from_slice(&forward.products);
+                if unit.is_none() {
+                    x = load_block(&problem.queries, rows, padded, width);
+                }
+            } else if let Some((split, unit)) = &unit {
                 let queries = split.queries(&problem.queries, rows, &mut x);
                 unit.pack(split.scores, queries, padded, &mut packed);
                 unit.scores(split.scores, &packed, (source, columns), scores, tile.buffers);
@@ -89,36 +143,7 @@ impl Pass<'_> {
                     scores.fill(0.0);
                     continue;
                 }
-                let (scale, lse) = (plan.scale[row], forward.log_sum_exp[row]);
-                if let Some(a) = &problem.pairs.affinity {
-                    old_query.resize(a.queries.cols(), 0.0);
-                    a.queries.load_row(row, &mut old_query);
-                }
-                subtracted.clear();
-                let sparse = if moments.is_some() { keys.end..keys.end } else { keys.clone() };
-                plan.each_positive(problem, row, sparse, |j, base| {
-                    let w = plan.weight(problem, &old_query, row, j, base, &mut old_key);
-                    let mut a = weight * forward.inverse_normalizer[row] * w;
-                    if plan.positives_left_out {
-                        let score = scores[j - keys.start] * scale;
-                        a *= softplus_and_sigmoid(f64::from(lse) - f64::from(score)).1 as f32;
-                    }
-                    subtracted.push((j - keys.start, a));
-                });
-                plan.mask(problem, row, keys.clone(), scores);
-                if lse > f32::NEG_INFINITY {
-                    let mass = weight * forward.mass[row];
-                    simd::dispatch(
-                        #[inline(always)]
-                        || {
-                            exponentials(scores, tile.bias, scale, lse);
-                            scores.iter_mut().for_each(|p| *p *= mass);
-                        },
-                    );
-                } else {
-                    scores.fill(0.0);
-                }
-                subtracted.iter().for_each(|(j, a)| scores[*j] -= a);
+                self.coefficients(row, weight, keys.clone(), (scores, tile.bias), &mut buffers);
             }
             if let Some((split, unit)) = &unit {
                 let rows = first..(first + STEP).min(b);

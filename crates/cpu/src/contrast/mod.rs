@@ -20,14 +20,16 @@ mod pairs;
 mod plan;
 mod positives;
 mod rows;
+mod symmetric;
 pub(crate) mod targets;
 
 pub use pace::{Admission, Closeness, Pace};
 pub use pairs::{Affinity, AffinityMap, Normalizer, Options, OtherPositives, Pairs, Products, Rule};
 pub use plan::Plan;
 pub(crate) use plan::view_row;
+pub use symmetric::{Symmetric, SymmetricForward};
 
-use crate::{Result, Rows};
+use crate::{Gradients, Result, Rows};
 
 pub(crate) const OP: &str = "contrast";
 
@@ -52,6 +54,10 @@ pub(crate) const GRAIN: usize = 32;
 
 /// Rows of a block and dimensions are padded to this many: fewer take another path of `gemm`, with other bits.
 pub(crate) const SIDE: usize = 16;
+
+/// Queries of one step of the column pass: a fixed grid from query 0, so that the order of every sum is the same for any
+/// threads.
+pub(crate) const STEP: usize = 256;
 
 /// Tiles of one split: partial results of splits merge in the order of the keys, whoever computed them.
 pub(crate) const SPLIT: usize = 16;
@@ -88,6 +94,8 @@ pub struct Forward {
     mass: Vec<f32>,
     /// 1/n_i; 0 for rows that do not count.
     inverse_normalizer: Vec<f32>,
+    /// Products that were kept, in rows [`stride`] apart.
+    products: Vec<f32>,
 }
 
 impl Forward {
@@ -97,14 +105,16 @@ impl Forward {
     }
 }
 
-/// Computes every row's loss and, with `gradients`, ∂L_i/∂x_i and ∂L_i/∂τ_i in the same pass.
+/// Computes every row's loss and, where `gradients` asks for the queries', ∂L_i/∂x_i and ∂L_i/∂τ_i in the same pass.
 ///
 /// Extra memory is O(B·D + N + tiles). The bits of a row do not depend on the other rows or the threads.
 ///
 /// # Errors
 /// None beyond those of [`Plan::new`], which has checked the problem; the signature leaves room.
-pub fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Result<Forward> {
-    Ok(rows::forward(problem, plan, gradients))
+pub fn forward(problem: &Problem<'_>, plan: &Plan, gradients: Gradients) -> Result<Forward> {
+    let keeps = gradients.keys && plan.keeps_products(problem);
+    let inner = if keeps { rows::Inner::Kept } else { rows::Inner::Computed };
+    Ok(rows::forward(problem, plan, gradients.queries, inner))
 }
 
 /// The gradient of Σ_i `row_gradients[i]` · L_i for the keys, `[N, D]`: every key row has one owner.

@@ -8,7 +8,7 @@ use crate::tile::split::{self, Source, Terms};
 use crate::{Error, Result, Rows, rows::Elements, simd};
 
 use super::index::{Index, within};
-use super::{AffinityMap, OP, OtherPositives, Problem, Rule, SIDE, TILE, pace};
+use super::{AffinityMap, OP, OtherPositives, Problem, Rule, SIDE, STEP, TILE, pace};
 
 /// Scores up to this size need no running maximum: e⁶⁰ · 10⁸ keys · [`LARGEST_PLAIN_NORM`] fits an `f32`, and
 /// e⁻⁶⁰ is far above the smallest normal.
@@ -305,6 +305,12 @@ impl Plan {
             inverse_norms,
             positives_left_out: problem.options.other_positives == OtherPositives::LeftOut,
         })
+    }
+
+    /// Whether the forward pass leaves its products to the backward pass: where all pairs are one step of one tile, at
+    /// most half a megabyte.
+    pub(super) fn keeps_products(&self, problem: &Problem<'_>) -> bool {
+        self.tiles() == 1 && problem.queries.rows() <= STEP
     }
 
     /// The number of tiles.

@@ -24,12 +24,19 @@ struct Partial {
     max: Vec<f32>,
     sum: Vec<f64>,
     weighted: Vec<f32>,
+    /// The products of all pairs of the block, where they stay.
+    kept: Vec<f32>,
 }
 
 impl Partial {
     fn new(rows: usize, plain: &[bool], weighted: usize) -> Self {
         let start = |r: usize| if plain.get(r).is_none_or(|p| *p) { 0.0 } else { f32::NEG_INFINITY };
-        Self { max: (0..rows).map(start).collect(), sum: vec![0.0; rows], weighted: vec![0.0; weighted] }
+        Self {
+            max: (0..rows).map(start).collect(),
+            sum: vec![0.0; rows],
+            weighted: vec![0.0; weighted],
+            kept: Vec::new(),
+        }
     }
 
     /// Moves row `r` to a larger maximum.
@@ -65,6 +72,15 @@ impl Partial {
     }
 }
 
+/// The products of queries and keys: computed tile by tile, computed and kept, or given; the latter two where all keys are
+/// one tile, in rows [`stride`] apart.
+#[derive(Clone, Copy)]
+pub(super) enum Inner<'a> {
+    Computed,
+    Kept,
+    Given(&'a [f32]),
+}
+
 /// A block of queries in memory.
 struct Block {
     rows: Range<usize>,
@@ -95,7 +111,7 @@ fn sweep(
     plan: &Plan,
     block: &Block,
     tiles: Range<usize>,
-    gradients: bool,
+    (gradients, inner): (bool, Inner<'_>),
     scratch: &mut Scratch,
 ) -> Partial {
     let (width, rows) = (plan.sums, block.rows.len());
@@ -109,11 +125,16 @@ fn sweep(
         let tile = scratch.tile(problem, plan, t);
         let (source, columns) = (tile.source(), tile.columns);
         let scores = (&mut *tile.scores, stride);
-        if let Some((split, unit)) = &unit {
+        if let Inner::Given(given) = inner {
+            scores.0[..rows * stride].copy_from_slice(&given[first * stride..][..rows * stride]);
+        } else if let Some((split, unit)) = &unit {
             unit.scores(split.scores, &block.packed, (source, columns), scores, tile.buffers);
         } else {
             let shape = (block.padded, columns, width);
             tile::scores(shape, (&block.x, width), (tile.keys, tile.stride), scores);
+        }
+        if matches!(inner, Inner::Kept) {
+            partial.kept.extend_from_slice(&tile.scores[..rows * stride]);
         }
         if plan.masks_rows() {
             for (r, scores) in tile.scores.chunks_exact_mut(stride).take(rows).enumerate() {
@@ -160,7 +181,7 @@ fn block_rows(queries: usize) -> usize {
     queries.div_ceil(rayon::current_num_threads()).next_multiple_of(SIDE).clamp(SIDE, BLOCK)
 }
 
-pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Forward {
+pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool, inner: Inner<'_>) -> Forward {
     let (b, d, width) = (problem.queries.rows(), problem.queries.cols(), plan.sums);
     let size = block_rows(b);
     let blocks = b.div_ceil(size);
@@ -168,18 +189,21 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Fo
     // Fewer blocks than threads: several splits of one block run at once, and merge in order.
     let wave = rayon::current_num_threads().div_ceil(blocks).clamp(1, splits);
     let targets = Targets::new(problem, plan, gradients);
-    let done: Vec<(Vec<Row>, Vec<f32>)> = (0..blocks)
+    let done: Vec<(Vec<Row>, [Vec<f32>; 2])> = (0..blocks)
         .into_par_iter()
         .map(|at| {
             let rows = at * size..((at + 1) * size).min(b);
             let block = Block::new(problem, plan, rows);
             let padded = block.padded;
             let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
-            let total = if wave == 1 {
+            let mut total = if wave == 1 {
                 let mut scratch = Scratch::new(padded, problem.keys.rows());
-                let mut total = sweep(problem, plan, &block, tiles(0), gradients, &mut scratch);
+                let mut total = sweep(problem, plan, &block, tiles(0), (gradients, inner), &mut scratch);
                 for split in 1..splits {
-                    total.merge(sweep(problem, plan, &block, tiles(split), gradients, &mut scratch), width);
+                    total.merge(
+                        sweep(problem, plan, &block, tiles(split), (gradients, inner), &mut scratch),
+                        width,
+                    );
                 }
                 total
             } else {
@@ -189,7 +213,9 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Fo
                         .into_par_iter()
                         .map_init(
                             || Scratch::new(padded, problem.keys.rows()),
-                            |scratch, split| sweep(problem, plan, &block, tiles(split), gradients, scratch),
+                            |scratch, split| {
+                                sweep(problem, plan, &block, tiles(split), (gradients, inner), scratch)
+                            },
                         )
                         .collect();
                     for partial in partials {
@@ -201,7 +227,8 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Fo
                 }
                 total.unwrap_or_else(|| Partial::new(block.rows.len(), &[], 0))
             };
-            finish(problem, plan, &targets, &block, &total, gradients)
+            let (rows, query_gradients) = finish(problem, plan, &targets, &block, &total, gradients);
+            (rows, [query_gradients, std::mem::take(&mut total.kept)])
         })
         .collect();
 
@@ -210,7 +237,7 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Fo
         out.query_gradients.reserve_exact(b * d);
         out.temperature_gradients.reserve_exact(b);
     }
-    for (rows, query_gradients) in done {
+    for (rows, [query_gradients, kept]) in done {
         for row in rows {
             out.per_row.push(row.loss);
             out.log_sum_exp.push(row.log_sum_exp);
@@ -222,6 +249,7 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Fo
             }
         }
         out.query_gradients.extend_from_slice(&query_gradients);
+        out.products.extend_from_slice(&kept);
     }
     out
 }

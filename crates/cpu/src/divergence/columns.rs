@@ -54,7 +54,6 @@ fn tile_gradients(
     let Scratch { keys: [y, v], bias, scores: [of_student, of_teacher], gradient } = scratch;
     let bias = plan.bias(t, &keys, bias);
     let y = plan.tile(&student.keys, problem.excluded.valid, t, y);
-    let v = plan.tile(&teacher.keys, problem.excluded.valid, t, v);
     gradient.clear();
     gradient.resize(columns * widths[0], 0.0);
     of_student.resize(step * stride, 0.0);
@@ -62,7 +61,19 @@ fn tile_gradients(
     for first in (0..b).step_by(STEP) {
         let rows = first..(first + STEP).min(b);
         let x = load_block(&student.queries, rows.clone(), step, widths[0]);
+        let shape = (step, columns, widths[0]);
+        if !forward.coefficients.is_empty() {
+            let kept = forward.coefficients[first * stride..].chunks_exact(stride).zip(&weights[rows]);
+            let mut scaled = of_student.chunks_exact_mut(stride);
+            for ((kept, weight), scaled) in kept.zip(&mut scaled) {
+                scaled[..columns].iter_mut().zip(kept).for_each(|(scaled, kept)| *scaled = weight * kept);
+            }
+            scaled.for_each(|padding| padding.fill(0.0));
+            tile::accumulate_transposed(shape, (of_student, stride), (&x, widths[0]), (gradient, widths[0]));
+            continue;
+        }
         let u = load_block(&teacher.queries, rows, step, widths[1]);
+        let v = plan.tile(&teacher.keys, problem.excluded.valid, t, &mut *v);
         tile::scores((step, columns, widths[0]), (&x, widths[0]), y, (of_student, stride));
         tile::scores((step, columns, widths[1]), (&u, widths[1]), v, (of_teacher, stride));
         let pairs = of_student.chunks_exact_mut(stride).zip(of_teacher.chunks_exact_mut(stride));
@@ -95,7 +106,6 @@ fn tile_gradients(
                 },
             );
         }
-        let shape = (step, columns, widths[0]);
         tile::accumulate_transposed(shape, (of_student, stride), (&x, widths[0]), (gradient, widths[0]));
     }
     for (out, gradient) in out.chunks_exact_mut(d).zip(gradient.chunks_exact(widths[0])) {

@@ -18,7 +18,7 @@ mod rows;
 
 pub use plan::{Plan, scales};
 
-use crate::{Error, Result, Rows};
+use crate::{Error, Gradients, Result, Rows};
 
 const OP: &str = "divergence";
 
@@ -86,6 +86,8 @@ pub struct Forward {
     pub query_gradients: Vec<f32>,
     /// M_i of the reverse direction.
     mean: Vec<f32>,
+    /// For few queries and one tile of keys: rows of coefficients of the only tile, as far apart as scores.
+    coefficients: Vec<f32>,
 }
 
 impl Forward {
@@ -96,14 +98,14 @@ impl Forward {
     }
 }
 
-/// Computes every row's divergence and, with `gradients`, ∂L_i/∂x_i in the same pass.
+/// Computes every row's divergence and, where `gradients` asks for the queries', ∂L_i/∂x_i in the same pass.
 ///
 /// Extra memory is O(B·D + N + tiles). The bits of a row do not depend on the other rows or the threads.
 ///
 /// # Errors
 /// [`Error::Range`] for rows so large that a sum leaves `f32`, and for `teacher_log_sum_exp` of another teacher;
 /// [`Plan::new`] has checked the rest.
-pub fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Result<Forward> {
+pub fn forward(problem: &Problem<'_>, plan: &Plan, gradients: Gradients) -> Result<Forward> {
     rows::forward(problem, plan, gradients)
 }
 

@@ -16,6 +16,8 @@ pub struct Plan {
     bias: Option<Vec<f32>>,
     /// Whether a tile holds a valid key, and whether all its keys are valid.
     tiles: Vec<(bool, bool)>,
+    /// How many of them hold a valid key.
+    live: usize,
     ids: Option<Index>,
     /// Number of keys, and of valid ones.
     keys: usize,
@@ -110,12 +112,14 @@ impl Plan {
             let mut keys = range(t, n);
             (keys.clone().any(valid), keys.all(valid))
         };
+        let tiles: Vec<(bool, bool)> = (0..n.div_ceil(TILE)).map(tile).collect();
         Ok(Self {
             scale,
             bias: excluded.valid.map(|valid| {
                 valid.iter().map(|valid| if *valid { 0.0 } else { f32::NEG_INFINITY }).collect()
             }),
-            tiles: (0..n.div_ceil(TILE)).map(tile).collect(),
+            live: tiles.iter().filter(|(live, _)| *live).count(),
+            tiles,
             keys: n,
             valid: (0..n).filter(|j| valid(*j)).count(),
             ids: excluded.same_id.map(|(_, keys)| Index::new(keys, valid)),
@@ -125,6 +129,11 @@ impl Plan {
     /// Number of tiles of keys.
     pub(super) fn tiles(&self) -> usize {
         self.tiles.len()
+    }
+
+    /// Whether one tile alone holds keys that are compared: its sums are all sums.
+    pub(super) fn has_one_tile(&self) -> bool {
+        self.live == 1
     }
 
     /// Whether a tile holds a key that is compared.

@@ -10,10 +10,13 @@ use crate::contrast::exponentials::{LANES, exponential, fold, largest};
 use crate::contrast::targets::load_block;
 use crate::contrast::{SIDE, SPLIT, columns, stride};
 use crate::screen::Aligned;
-use crate::{Error, Result, simd, tile};
+use crate::{Error, Gradients, Result, simd, tile};
 
 /// Rows of one block at most: the scores of both sides stay inside the second-level cache.
 const BLOCK: usize = 128;
+
+/// Queries whose coefficients are left to the backward pass at most, where all keys are one tile: half a megabyte of them.
+const LARGEST_KEPT: usize = 256;
 
 /// The sides, as indices of arrays.
 const STUDENT: usize = 0;
@@ -29,6 +32,9 @@ struct Partial {
     /// Forward Σ e^b y and Σ e^a y, with the maximum of its own side; reverse Σ e^b y and Σ e^b (b − a) y, both with the
     /// student's.
     weighted: [Vec<f32>; 2],
+    /// Rows of coefficients ∂L_i/∂s_ij · 1/T, where [`Plan::has_one_tile`]; then the first of `weighted` is their sum with the
+    /// keys and there is no second.
+    coefficients: Vec<f32>,
 }
 
 impl Partial {
@@ -41,6 +47,19 @@ impl Partial {
             sum: [vec![0.0; rows], vec![0.0; rows]],
             along: vec![0.0; rows],
             weighted: [vec![0.0; weighted], vec![0.0; weighted]],
+            coefficients: Vec::new(),
+        }
+    }
+
+    /// The mean difference of row `r`, and what the two sums are multiplied by to be the gradient.
+    fn weights(&self, r: usize) -> (f64, [f64; 2]) {
+        let inverse = |side: usize| if self.sum[side][r] > 0.0 { self.sum[side][r].recip() } else { 0.0 };
+        match self.direction {
+            Direction::Forward => (self.along[r] * inverse(TEACHER), [inverse(STUDENT), -inverse(TEACHER)]),
+            Direction::Reverse => {
+                let mean = self.along[r] * inverse(STUDENT);
+                (mean, [-mean * inverse(STUDENT), inverse(STUDENT)])
+            }
         }
     }
 
@@ -142,7 +161,7 @@ fn sweep(
     plan: &Plan,
     block: &Block,
     tiles: Range<usize>,
-    gradients: bool,
+    gradients: Gradients,
     scratch: &mut Scratch,
 ) -> Partial {
     let sides = [&problem.student, &problem.teacher];
@@ -150,7 +169,7 @@ fn sweep(
     let widths = sides.map(|side| width(&side.keys));
     let known = problem.teacher_log_sum_exp.map(|lse| &lse[block.rows.clone()]);
     let is_known = |r: usize| known.is_some_and(|known| known[r] > f32::NEG_INFINITY);
-    let weighted = if gradients { padded * widths[STUDENT] } else { 0 };
+    let weighted = if gradients.queries { padded * widths[STUDENT] } else { 0 };
     let mut partial = Partial::new(problem.direction, rows, known, weighted);
     let stride = stride(problem.student.keys.rows());
     let masks = problem.excluded.same_id.is_some() || problem.excluded.diagonal;
@@ -205,9 +224,28 @@ fn sweep(
                 },
             );
         }
-        if gradients {
+        let one = plan.has_one_tile();
+        if one && (gradients.queries || gradients.keys) {
+            let pairs = of_student.chunks_exact_mut(stride).zip(of_teacher.chunks_exact(stride));
+            for (r, (student, teacher)) in pairs.take(rows).enumerate() {
+                let [p, q] = partial.weights(r).1.map(|weight| weight as f32);
+                simd::dispatch(
+                    #[inline(always)]
+                    || {
+                        for (student, teacher) in student[..columns].iter_mut().zip(&teacher[..columns]) {
+                            *student = p * *student + q * *teacher;
+                        }
+                    },
+                );
+            }
+            if gradients.keys && problem.student.queries.rows() <= LARGEST_KEPT {
+                partial.coefficients.extend_from_slice(&of_student[..rows * stride]);
+            }
+        }
+        if gradients.queries {
             let shape = (padded, columns, widths[STUDENT]);
-            for (scores, out) in [of_student, of_teacher].into_iter().zip(&mut partial.weighted) {
+            let sums = [of_student, of_teacher].into_iter().zip(&mut partial.weighted);
+            for (scores, out) in sums.take(if one { 1 } else { 2 }) {
                 tile::accumulate(shape, (scores, stride), y, (out, widths[STUDENT]));
             }
         }
@@ -220,7 +258,7 @@ fn block_rows(queries: usize) -> usize {
     queries.div_ceil(rayon::current_num_threads()).next_multiple_of(SIDE).clamp(SIDE, BLOCK)
 }
 
-pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Result<Forward> {
+pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: Gradients) -> Result<Forward> {
     let (b, d) = (problem.student.queries.rows(), problem.student.queries.cols());
     let size = block_rows(b);
     let blocks = b.div_ceil(size);
@@ -237,9 +275,12 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Re
             let block = Block { rows, padded, x };
             let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
             let known = problem.teacher_log_sum_exp.map(|lse| &lse[block.rows.clone()]);
-            let weighted = if gradients { padded * width(&problem.student.keys) } else { 0 };
+            let weighted = if gradients.queries { padded * width(&problem.student.keys) } else { 0 };
             let mut total = Partial::new(problem.direction, block.rows.len(), known, weighted);
-            for first in (0..splits).step_by(wave) {
+            if splits == 1 {
+                total = sweep(problem, plan, &block, tiles(0), gradients, &mut Scratch::default());
+            }
+            for first in (0..splits).step_by(wave).filter(|_| splits > 1) {
                 let partials: Vec<Partial> = (first..(first + wave).min(splits))
                     .into_par_iter()
                     .map_init(Scratch::default, |scratch, split| {
@@ -248,11 +289,13 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Re
                     .collect();
                 partials.into_iter().for_each(|partial| total.merge(partial, width(&problem.student.keys)));
             }
-            finish(problem, plan, &block, &total, gradients)
+            let mut found = finish(problem, plan, &block, &total, gradients)?;
+            found.coefficients = total.coefficients;
+            Ok(found)
         })
         .collect();
     let mut out = Forward::default();
-    if gradients {
+    if gradients.queries {
         out.query_gradients.reserve_exact(b * d);
     }
     for block in done {
@@ -263,6 +306,7 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool) -> Re
         out.counted.extend(block.counted);
         out.query_gradients.extend(block.query_gradients);
         out.mean.extend(block.mean);
+        out.coefficients.extend(block.coefficients);
     }
     Ok(out)
 }
@@ -273,7 +317,7 @@ fn finish(
     plan: &Plan,
     block: &Block,
     total: &Partial,
-    gradients: bool,
+    gradients: Gradients,
 ) -> Result<Forward> {
     let (d, width) = (problem.student.queries.cols(), width(&problem.student.keys));
     let mut out = Forward::default();
@@ -298,26 +342,24 @@ fn finish(
         let (student, teacher) = (lse(STUDENT), lse(TEACHER));
         let (mut loss, mut mean) = (0.0, 0.0);
         let start = out.query_gradients.len();
-        if gradients {
+        if gradients.queries {
             out.query_gradients.resize(start + d, 0.0);
         }
         if counted {
-            let weights = match problem.direction {
-                Direction::Forward => {
-                    mean = total.along[r] / sum[TEACHER];
-                    loss = mean - teacher + student;
-                    [1.0 / sum[STUDENT], -1.0 / sum[TEACHER]]
-                }
-                Direction::Reverse => {
-                    mean = total.along[r] / sum[STUDENT];
-                    loss = mean - student + teacher;
-                    [-mean / sum[STUDENT], 1.0 / sum[STUDENT]]
-                }
+            let (of_row, weights) = total.weights(r);
+            mean = of_row;
+            loss = match problem.direction {
+                Direction::Forward => mean - teacher + student,
+                Direction::Reverse => mean - student + teacher,
             };
             let outer = softening / f64::from(problem.student.temperature);
             for (k, gradient) in out.query_gradients[start..].iter_mut().enumerate() {
-                let of = |at: usize| weights[at] * f64::from(total.weighted[at][r * width + k]);
-                *gradient = (outer * (of(0) + of(1))) as f32;
+                let of = |at: usize| f64::from(total.weighted[at][r * width + k]);
+                let sum = match plan.has_one_tile() {
+                    true => of(0),
+                    false => weights[0] * of(0) + weights[1] * of(1),
+                };
+                *gradient = (outer * sum) as f32;
             }
         }
         let loss = (softening * softening * loss) as f32;

@@ -2,7 +2,10 @@
 
 use consonance::cuda::contrast::{self as cuda, key_gradients, losses};
 use consonance::cuda::{Executor, Memory, Result, Words, segments};
-use consonance_cpu::contrast::{self as cpu, AffinityMap, Normalizer, Options, OtherPositives};
+use consonance_cpu::{
+    Gradients,
+    contrast::{self as cpu, AffinityMap, Normalizer, Options, OtherPositives},
+};
 use consonance_reference::contrast as reference;
 
 use super::contrast_pace::{Close, PaceCase};
@@ -220,6 +223,29 @@ impl ContrastCase {
 
 impl Cpu {
     pub(super) fn contrast_of(case: &ContrastCase) -> std::result::Result<ContrastFound, String> {
+        Self::with_contrast(case, &|problem| {
+            let plan = cpu::Plan::new(problem)?;
+            let forward = cpu::forward(problem, &plan, Gradients::all(case.gradients))?;
+            let keys = match case.gradients {
+                true => cpu::key_gradients(problem, &plan, &forward, &case.upstream)?,
+                false => Vec::new(),
+            };
+            Ok(ContrastFound {
+                per_row: forward.per_row,
+                log_sum_exp: forward.log_sum_exp,
+                counted: forward.counted,
+                queries: forward.query_gradients,
+                temperatures: forward.temperature_gradients,
+                keys,
+            })
+        })
+    }
+
+    /// Calls `f` with the problem of a case.
+    pub(super) fn with_contrast<R>(
+        case: &ContrastCase,
+        f: &dyn Fn(&cpu::Problem<'_>) -> consonance_cpu::Result<R>,
+    ) -> std::result::Result<R, String> {
         let rule = match &case.rule {
             ContrastRule::Labels(queries, keys) => cpu::Rule::Labels { queries, keys },
             ContrastRule::Diagonal => cpu::Rule::Diagonal,
@@ -254,20 +280,7 @@ impl Cpu {
             let (queries, keys) = (*queries, *keys);
             let temperatures = &case.temperatures[..];
             let problem = cpu::Problem { queries, keys, temperatures, pairs, options: case.options() };
-            let plan = cpu::Plan::new(&problem)?;
-            let forward = cpu::forward(&problem, &plan, case.gradients)?;
-            let keys = match case.gradients {
-                true => cpu::key_gradients(&problem, &plan, &forward, &case.upstream)?,
-                false => Vec::new(),
-            };
-            Ok(ContrastFound {
-                per_row: forward.per_row,
-                log_sum_exp: forward.log_sum_exp,
-                counted: forward.counted,
-                queries: forward.query_gradients,
-                temperatures: forward.temperature_gradients,
-                keys,
-            })
+            f(&problem)
         };
         Self::rows(&case.queries, &case.keys, |queries, keys| {
             let with_affinity = |closeness: Option<cpu::Closeness<'_>>| match &case.affinity {

@@ -2,6 +2,7 @@
 
 use consonance::cuda::contrast::{Symmetric, SymmetricSide, symmetric_gradient, symmetric_losses};
 use consonance::cuda::{Executor, Result};
+use consonance_cpu::contrast as cpu;
 
 use super::{ContrastCase, ContrastFound, ContrastRule, Cpu, OnDevice, Sides};
 use crate::data;
@@ -87,20 +88,44 @@ impl SymmetricCase {
 }
 
 impl Cpu {
-    /// Two losses.
+    /// Two losses; the gradients of embeddings from products that both share, where there is that way.
     pub(super) fn symmetric_of(case: &SymmetricCase) -> std::result::Result<SymmetricFound, String> {
         let columns = case.columns();
         let mut directions = [Self::contrast_of(&case.rows)?, Self::contrast_of(&columns)?];
         let mut found = SymmetricFound::default();
         if case.rows.gradients {
+            let together = Self::with_contrast(&case.rows, &|of_rows| {
+                Ok(Self::with_contrast(&columns, &|of_columns| {
+                    let plans = [cpu::Plan::new(of_rows)?, cpu::Plan::new(of_columns)?];
+                    let both =
+                        cpu::Symmetric { rows: (of_rows, &plans[0]), columns: (of_columns, &plans[1]) };
+                    Ok(both.is_short().then(|| {
+                        let found = both.forward();
+                        let gradients = both.gradients(&found, &case.rows.upstream, &case.upstream);
+                        (found, gradients)
+                    }))
+                }))
+            })??;
             let dim = case.rows.queries.cols();
             let add = |queries: &[f32], upstream: &[f32], keys: &[f32]| -> Vec<f32> {
                 let scaled = queries.iter().enumerate().map(|(at, v)| v * upstream[at / dim]);
                 scaled.zip(keys).map(|(one, other)| one + other).collect()
             };
             let [rows, columns] = &directions;
-            found.x = add(&rows.queries, &case.rows.upstream, &columns.keys);
-            found.y = add(&columns.queries, &case.upstream, &rows.keys);
+            [found.x, found.y] = match together {
+                None => [
+                    add(&rows.queries, &case.rows.upstream, &columns.keys),
+                    add(&columns.queries, &case.upstream, &rows.keys),
+                ],
+                Some((losses, gradients)) => {
+                    for (both, alone) in [(losses.rows, rows), (losses.columns, columns)] {
+                        if both.per_row != alone.per_row || both.log_sum_exp != alone.log_sum_exp {
+                            return Err("losses of both directions are not those of each alone".into());
+                        }
+                    }
+                    gradients
+                }
+            };
         }
         directions.iter_mut().for_each(|it| (it.queries, it.keys) = (Vec::new(), Vec::new()));
         Ok(SymmetricFound { directions, ..found })

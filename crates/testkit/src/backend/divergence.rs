@@ -2,7 +2,10 @@
 
 use consonance::cuda::divergence as cuda;
 use consonance::cuda::{Executor, Memory, Result, Words};
-use consonance_cpu::divergence::{self as cpu, Direction};
+use consonance_cpu::{
+    Gradients,
+    divergence::{self as cpu, Direction},
+};
 
 use super::{Cpu, OnDevice, Sides, slices};
 use crate::data;
@@ -111,7 +114,7 @@ impl Cpu {
                         teacher_log_sum_exp: case.known.as_deref(),
                     };
                     let plan = cpu::Plan::new(&problem)?;
-                    let found = cpu::forward(&problem, &plan, case.gradients)?;
+                    let found = cpu::forward(&problem, &plan, Gradients::all(case.gradients))?;
                     let keys = match case.gradients {
                         true => cpu::key_gradients(&problem, &plan, &found, &case.upstream)?,
                         false => Vec::new(),

@@ -1,0 +1,158 @@
+//! Both directions of a loss whose pairs are one tile: three products in all, where two losses take six.
+//!
+//! The products of x and y serve both directions, the second as columns. In the backward pass one matrix of coefficients
+//! is that of both, c_ij = (g_i/τ)(A_i p_ij − a_ij) + (h_j/τ)(A'_j p'_ij − a'_ij), and gives the gradients of both sides:
+//! Σ_j c_ij y_j and Σ_i c_ij x_i. Losses have the bits of two losses.
+
+use rayon::prelude::*;
+
+use super::columns::{Buffers, Pass};
+use super::plan::Plan;
+use super::rows::{self, Inner};
+use super::targets::{Scratch, load_block};
+use super::{Forward, GRAIN, Problem, TILE, columns, stride};
+use crate::tile;
+
+/// The problem of x against y, and that of y against x with the pairs transposed.
+#[derive(Debug, Clone, Copy)]
+pub struct Symmetric<'a> {
+    /// Rows of x.
+    pub rows: (&'a Problem<'a>, &'a Plan),
+    /// Rows of y.
+    pub columns: (&'a Problem<'a>, &'a Plan),
+}
+
+/// Both directions' results, without gradients of embeddings and temperatures.
+#[derive(Debug, Clone)]
+pub struct SymmetricForward {
+    /// Rows of x.
+    pub rows: Forward,
+    /// Rows of y.
+    pub columns: Forward,
+}
+
+/// The transpose of `rows` rows of `cols`, `from` apart, in rows `to` apart.
+fn transposed(x: &[f32], (rows, cols): (usize, usize), from: usize, to: usize) -> Vec<f32> {
+    const SIDE: usize = 16;
+    let mut out = vec![0.0; cols * to];
+    for (first_row, first_col) in
+        (0..rows).step_by(SIDE).flat_map(|row| (0..cols).step_by(SIDE).map(move |col| (row, col)))
+    {
+        for col in first_col..(first_col + SIDE).min(cols) {
+            let out = &mut out[col * to..];
+            for row in first_row..(first_row + SIDE).min(rows) {
+                out[row] = x[row * from + col];
+            }
+        }
+    }
+    out
+}
+
+impl Symmetric<'_> {
+    fn sides(&self) -> (usize, usize) {
+        (self.rows.0.queries.rows(), self.columns.0.queries.rows())
+    }
+
+    /// Whether there is a way shorter than two losses: at most 512 rows on both sides, whose products are `f32`, and
+    /// positives that are visited one by one.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        let (b, n) = self.sides();
+        let one_by_one =
+            |(problem, plan): (&Problem<'_>, &Plan)| plan.split.is_none() && !plan.has_moments(problem);
+        b.max(n) <= TILE && one_by_one(self.rows) && one_by_one(self.columns)
+    }
+
+    /// Every row's loss of both directions.
+    #[must_use]
+    pub fn forward(&self) -> SymmetricForward {
+        let (b, n) = self.sides();
+        let mut of_rows = rows::forward(self.rows.0, self.rows.1, false, Inner::Kept);
+        if of_rows.products.is_empty() {
+            // No key is in any denominator, so that there was nothing to compute.
+            of_rows.products = self.products();
+        }
+        let given = transposed(&of_rows.products, (b, n), stride(n), stride(b));
+        let of_columns = rows::forward(self.columns.0, self.columns.1, false, Inner::Given(&given));
+        SymmetricForward { rows: of_rows, columns: of_columns }
+    }
+
+    fn products(&self) -> Vec<f32> {
+        let ((b, n), (problem, plan)) = (self.sides(), self.rows);
+        let mut scratch = Scratch::new(b.next_multiple_of(GRAIN), n);
+        let tile = scratch.tile(problem, plan, 0);
+        let x = load_block(&problem.queries, 0..b, b.next_multiple_of(GRAIN), plan.width);
+        let shape = (b.next_multiple_of(GRAIN), tile.columns, plan.width);
+        tile::scores(shape, (&x, plan.width), (tile.keys, tile.stride), (&mut *tile.scores, stride(n)));
+        tile.scores[..b * stride(n)].to_vec()
+    }
+
+    /// The gradients of Σ_i `of_rows[i]` · L_i + Σ_j `of_columns[j]` · L'_j for x `[B, D]` and y `[N, D]`.
+    ///
+    /// # Panics
+    /// When there is not one upstream gradient a row.
+    #[must_use]
+    pub fn gradients(&self, found: &SymmetricForward, of_rows: &[f32], of_columns: &[f32]) -> [Vec<f32>; 2] {
+        let (b, n) = self.sides();
+        assert_eq!((of_rows.len(), of_columns.len()), (b, n), "contrast: one upstream gradient a row");
+        let (problem, plan) = self.rows;
+        let padded = b.next_multiple_of(GRAIN);
+        let (pairs, width, d) = ((padded, columns(n)), plan.width, problem.queries.cols());
+        let mut of_both = found.rows.products.clone();
+        let mut of_column = transposed(&of_both, (b, n), stride(n), stride(b));
+        coefficients(self.rows, &found.rows, of_rows, &mut of_both);
+        coefficients(self.columns, &found.columns, of_columns, &mut of_column);
+        let of_column = transposed(&of_column, (n, b), stride(b), stride(n));
+        of_both.iter_mut().zip(&of_column).for_each(|(one, other)| *one += other);
+        of_both.resize(padded * stride(n), 0.0);
+
+        let mut scratch = Scratch::new(0, n);
+        let tile = scratch.tile(problem, plan, 0);
+        let (y, ldy) = (tile.keys, tile.stride);
+        let x = load_block(&problem.queries, 0..b, padded, width);
+        // Rows of a share: bits do not depend on it.
+        let share = |rows: usize| rows.div_ceil(rayon::current_num_threads()).next_multiple_of(GRAIN);
+        let (of_x, of_y) = (share(pairs.0), share(pairs.1));
+        let mut out = [vec![0.0f32; pairs.0 * width], vec![0.0f32; pairs.1 * width]];
+        let [out_x, out_y] = &mut out;
+        out_x.par_chunks_mut(of_x * width).enumerate().for_each(|(at, out)| {
+            let shape = (out.len() / width, pairs.1, width);
+            tile::accumulate(shape, (&of_both[at * of_x * stride(n)..], stride(n)), (y, ldy), (out, width));
+        });
+        out_y.par_chunks_mut(of_y * width).enumerate().for_each(|(at, out)| {
+            let shape = (pairs.0, out.len() / width, width);
+            tile::accumulate_transposed(shape, (&of_both[at * of_y..], stride(n)), (&x, width), (out, width));
+        });
+        let [of_x, of_y] = out;
+        let narrow = |rows: usize, x: Vec<f32>| -> Vec<f32> {
+            match width == d {
+                true => x.into_iter().take(rows * d).collect(),
+                false => x.chunks_exact(width).take(rows).flat_map(|row| &row[..d]).copied().collect(),
+            }
+        };
+        [narrow(b, of_x), narrow(n, of_y)]
+    }
+}
+
+/// Products into `upstream[i]`/τ_i · c_ij, in place.
+fn coefficients(
+    (problem, plan): (&Problem<'_>, &Plan),
+    forward: &Forward,
+    upstream: &[f32],
+    products: &mut [f32],
+) {
+    let n = problem.keys.rows();
+    let weights: Vec<f32> = upstream.iter().zip(&plan.inverse_temperature).map(|(g, t)| g * t).collect();
+    let pass = Pass { problem, plan, forward, moments: None, weights: &weights };
+    let mut scratch = Scratch::new(0, n);
+    let tile = scratch.tile(problem, plan, 0);
+    let (bias, columns) = (tile.bias, tile.columns);
+    let rows = products.par_chunks_exact_mut(stride(n)).zip(&weights).enumerate();
+    rows.with_min_len(GRAIN).for_each_init(Buffers::default, |buffers, (row, (scores, weight))| {
+        let scores = &mut scores[..columns];
+        match *weight == 0.0 || !forward.counted[row] {
+            true => scores.fill(0.0),
+            false => pass.coefficients(row, *weight, 0..n, (scores, bias), buffers),
+        }
+    });
+}
