@@ -101,16 +101,23 @@ pub fn squared_distance_inline(a: &[f32], b: &[f32]) -> f32 {
 /// ‖x‖² in f64: no finite `f32` row overflows, and only a row of zeros gives 0. Not finite when `x` is not.
 #[inline(always)]
 pub fn squared_norm_inline(x: &[f32]) -> f64 {
+    wide_dot_inline(x, x)
+}
+
+/// ⟨a, b⟩ in f64, over the shorter one.
+#[inline(always)]
+pub fn wide_dot_inline(a: &[f32], b: &[f32]) -> f64 {
     let mut lanes = [0.0f64; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for x in chunks {
+    let n = a.len().min(b.len());
+    let (a, b) = (a[..n].chunks_exact(LANES), b[..n].chunks_exact(LANES));
+    let (rest_a, rest_b) = (a.remainder(), b.remainder());
+    for (a, b) in a.zip(b) {
         for i in 0..LANES {
-            lanes[i] = f64::from(x[i]).mul_add(f64::from(x[i]), lanes[i]);
+            lanes[i] = f64::from(a[i]).mul_add(f64::from(b[i]), lanes[i]);
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane = f64::from(*x).mul_add(f64::from(*x), *lane);
+    for (lane, (a, b)) in lanes.iter_mut().zip(rest_a.iter().zip(rest_b)) {
+        *lane = f64::from(*a).mul_add(f64::from(*b), *lane);
     }
     let mut width = LANES / 2;
     while width > 0 {
@@ -120,6 +127,14 @@ pub fn squared_norm_inline(x: &[f32]) -> f64 {
         width /= 2;
     }
     lanes[0]
+}
+
+/// [`wide_dot_inline`] behind one dispatch.
+pub fn wide_dot(a: &[f32], b: &[f32]) -> f64 {
+    dispatch(
+        #[inline(always)]
+        || wide_dot_inline(a, b),
+    )
 }
 
 /// [`squared_norm_inline`] behind one dispatch.

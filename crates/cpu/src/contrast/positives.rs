@@ -171,7 +171,7 @@ impl Visitor<'_> {
         let (mass, loss) = if left_out {
             (sums.mass, sums.loss)
         } else {
-            let along: f64 = x.iter().zip(&self.sum.total).map(|(x, t)| f64::from(*x) * f64::from(*t)).sum();
+            let along = simd::wide_dot(x, &self.sum.total);
             (sums.weights, sums.weights * lse - along * f64::from(plan.inverse_temperature[row]))
         };
         Row {

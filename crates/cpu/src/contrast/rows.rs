@@ -283,12 +283,18 @@ fn finish(
                 let (weighted, target) = (&total.weighted[r * width..][..d], visitor.target());
                 let scale = plan.inverse_temperature[row];
                 let gradient = &mut gradient[r * d..][..d];
-                let mut along = 0.0f64;
-                for k in 0..d {
-                    let mean = (softmax * f64::from(weighted[k])) as f32;
-                    gradient[k] = (mean - out.inverse_normalizer * target[k]) * scale;
-                    along += f64::from(gradient[k]) * f64::from(x[k]);
-                }
+                let along = simd::dispatch(
+                    #[inline(always)]
+                    || {
+                        for (gradient, (weighted, target)) in
+                            gradient.iter_mut().zip(weighted.iter().zip(target))
+                        {
+                            let mean = (softmax * f64::from(*weighted)) as f32;
+                            *gradient = (mean - out.inverse_normalizer * target) * scale;
+                        }
+                        simd::wide_dot_inline(gradient, x)
+                    },
+                );
                 // s is proportional to 1/τ: ∂L/∂τ = −Σ_j c_ij s_ij/τ = −⟨x, ∂L/∂x⟩/τ.
                 out.temperature_gradient = (-along * f64::from(scale)) as f32;
             }

@@ -124,11 +124,12 @@ impl Symmetric<'_> {
             tile::accumulate_transposed(shape, (&of_both[at * of_y..], stride(n)), (&x, width), (out, width));
         });
         let [of_x, of_y] = out;
-        let narrow = |rows: usize, x: Vec<f32>| -> Vec<f32> {
-            match width == d {
-                true => x.into_iter().take(rows * d).collect(),
-                false => x.chunks_exact(width).take(rows).flat_map(|row| &row[..d]).copied().collect(),
+        let narrow = |rows: usize, mut x: Vec<f32>| -> Vec<f32> {
+            if width == d {
+                x.truncate(rows * d);
+                return x;
             }
+            x.chunks_exact(width).take(rows).flat_map(|row| &row[..d]).copied().collect()
         };
         [narrow(b, of_x), narrow(n, of_y)]
     }

@@ -96,7 +96,7 @@ impl Pairs {
             }
             Metric::Cosine => {
                 let (xx, yy) = (self.kernel.squared_norm(x), self.kernel.squared_norm(y));
-                let xy: f64 = x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+                let xy = simd::wide_dot(x, y);
                 let of_y = f64::from(g) / (xx.sqrt() * yy.sqrt());
                 let of_x = -of_y * xy / xx;
                 for (out, (x, y)) in out.iter_mut().zip(x.iter().zip(y)) {
