@@ -31,7 +31,8 @@ impl Emoji {
         if classes < SUBJECTS {
             return Err(failure(format!("--share: {classes} emoji, expected at least {SUBJECTS}")));
         }
-        let (seen, unseen) = (split.filter(|item| item.style != kept), split.filter(|item| item.style == kept));
+        let (seen, unseen) =
+            (split.filter(|item| item.style != kept), split.filter(|item| item.style == kept));
         let mut rows: Vec<Vec<usize>> = vec![Vec::new(); classes];
         for (row, identity) in seen.identities().into_iter().enumerate() {
             rows[identity as usize].push(row);

@@ -10,8 +10,10 @@ use crate::random::Draws;
 use crate::speech::BANDS;
 use crate::stamps::{self, SIZE, Subject};
 use crate::trainer::unit_rows;
-use crate::{FRAMES, Failure, Material, SUBJECTS, frames, pooled};
+use crate::{Failure, Material, SUBJECTS, frames, pooled};
 
+/// Clips that are looked at for a recording.
+pub(crate) const NEAREST: usize = 10;
 /// Rows that are embedded at a time.
 const ROWS: usize = 64;
 
@@ -34,7 +36,7 @@ impl Recorded {
             self.subjects.len(),
             sum(|subject| subject.pictures.len()),
             sum(|subject| subject.recordings.len()),
-            self.subjects.len()
+            sum(|subject| subject.kept.len())
         )
     }
 }
@@ -84,22 +86,27 @@ impl Material for Recorded {
         Ok(listener.forward(words.concat())?)
     }
 
-    /// How often the nearest clip to the recording that was kept from a subject shows that subject.
+    /// How often the clips that are nearest to a recording that was kept from a subject have one that shows it.
     fn test(&self, network: &Network, listener: &Network) -> Result<f64, Failure> {
         let (mut draws, mut shown, mut clips) = (Draws::new(&[0x7465_7374]), Vec::new(), Vec::new());
+        let (mut heard, mut kept) = (Vec::new(), Vec::new());
         for (at, subject) in self.subjects.iter().enumerate() {
             for picture in &subject.pictures {
-                clips.push(frames(picture, self.size(), &mut draws));
+                clips.extend(
+                    frames(picture, self.size(), &mut draws).chunks(SIZE * SIZE * 3).map(<[f32]>::to_vec),
+                );
                 shown.push(at);
             }
+            for recording in &subject.kept {
+                kept.push(recording.picture(0.0, 1.0));
+                heard.push(at);
+            }
         }
-        let (_, video) = pooled(&embedded(network, &clips)?, clips.len())?;
-        debug_assert_eq!(clips[0].len(), FRAMES * SIZE * SIZE * 3);
-        let kept: Vec<_> = self.subjects.iter().map(|subject| subject.kept.picture(0.0, 1.0)).collect();
+        let (_, video) = pooled(&embedded(network, &clips)?, shown.len())?;
         let speech = unit_rows(&embedded(listener, &kept)?)?;
-        let nearest =
-            neighbors(&speech, &video, &NeighborsOptions::new(1))?.indices.flatten_all()?.to_vec1::<u32>()?;
-        let right = nearest.iter().enumerate().filter(|(own, found)| shown[**found as usize] == *own).count();
-        Ok(right as f64 / self.subjects.len() as f64)
+        let near = neighbors(&speech, &video, &NeighborsOptions::new(NEAREST))?.indices.to_vec2::<u32>()?;
+        let right =
+            |(near, own): &(&Vec<u32>, &usize)| near.iter().any(|clip| shown[*clip as usize] == **own);
+        Ok(near.iter().zip(&heard).filter(right).count() as f64 / heard.len() as f64)
     }
 }

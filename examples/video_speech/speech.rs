@@ -2,8 +2,9 @@
 //!
 //! A recording is mixed to one channel and cut into windows of 25 ms (Hann) every 12.5 ms; the power spectrum of each, a
 //! transform of 2,048 samples, is summed by triangles over 32 bands that are equally wide on the mel scale, 2595 log₁₀(1 +
-//! f/700), from 60 to 8,000 Hz. Its logarithm is cut off 60 dB below the loudest value, windows more than 40 dB below the loudest one
-//! are taken away from both ends, and the rest is scaled to mean 0 and deviation 1. Rates of samples may differ: bands are in Hz.
+//! f/700), from 60 to 8,000 Hz. Its logarithm is cut off 60 dB below the loudest value, windows more than 40 dB below the
+//! loudest one are taken away from both ends; then every band is centered, and the whole scaled to deviation 1. Rates of
+//! samples may differ: bands are in Hz.
 
 use std::f32::consts::TAU;
 use std::io::Cursor;
@@ -109,7 +110,9 @@ impl Spectrum {
         }
         if sound.samples.len() < length {
             let got = sound.samples.len();
-            return Err(failure(format!("{got} samples, expected at least the {length} of one window of 25 ms")));
+            return Err(failure(format!(
+                "{got} samples, expected at least the {length} of one window of 25 ms"
+            )));
         }
         let bands = bands(sound.rate);
         let hann = |at: usize| 0.5 - 0.5 * (TAU * at as f32 / length as f32).cos();
@@ -136,6 +139,7 @@ impl Spectrum {
         let last = power.iter().rposition(heard).unwrap_or(power.len() - 1);
         let log = |power: &f32| (power / loudest).max(FLOOR).ln();
         let mut values: Vec<f32> = values[first * BANDS..(last + 1) * BANDS].iter().map(log).collect();
+        center(&mut values);
         standardize(&mut values);
         Ok(Self { values })
     }
@@ -145,8 +149,8 @@ impl Spectrum {
         self.values.len() / BANDS
     }
 
-    /// A picture `[BANDS (columns: time), BANDS, 3]` of the part from `start` to `end`, shares of the length: the spectrum, and its
-    /// first and second differences over time.
+    /// A picture `[BANDS (columns: time), BANDS, 3]` of the part from `start` to `end`, shares of the length: the spectrum,
+    /// and its first and second differences over time.
     pub(crate) fn picture(&self, start: f32, end: f32) -> Vec<f32> {
         let length = self.len() as f32;
         let place = |column: usize| (start + (end - start) * column as f32 / BANDS as f32) * length;
@@ -170,23 +174,20 @@ impl Spectrum {
         columns.iter().zip(&first).zip(&second).flat_map(|((a, b), c)| [*a, *b, *c]).collect()
     }
 
-    /// A picture for training: up to a tenth missing at either end, a strip of time and one of bands hidden (Park et al.,
-    /// "SpecAugment", Interspeech 2019), noise.
+    /// A picture for training: up to a tenth missing at either end, and noise.
     pub(crate) fn augmented(&self, draws: &mut Draws) -> Vec<f32> {
         let mut picture = self.picture(draws.within(0.0, 0.1), draws.within(0.9, 1.0));
-        let mut strip = || {
-            let width = draws.below(5);
-            let start = draws.below(BANDS - width + 1);
-            start..start + width
-        };
-        let (times, bands) = (strip(), strip());
-        for (at, pixel) in picture.chunks_exact_mut(3).enumerate() {
-            if times.contains(&(at / BANDS)) || bands.contains(&(at % BANDS)) {
-                pixel.fill(0.0);
-            }
-            pixel.iter_mut().for_each(|x| *x += 0.1 * draws.normal());
-        }
+        picture.iter_mut().for_each(|x| *x += 0.1 * draws.normal());
         picture
+    }
+}
+
+/// Every band to mean 0: what a voice, a room and a microphone color all along goes.
+fn center(values: &mut [f32]) {
+    let windows = (values.len() / BANDS) as f32;
+    for band in 0..BANDS {
+        let mean = values[band..].iter().step_by(BANDS).sum::<f32>() / windows;
+        values[band..].iter_mut().step_by(BANDS).for_each(|x| *x -= mean);
     }
 }
 

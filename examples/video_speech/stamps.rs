@@ -2,8 +2,9 @@
 //!
 //! The layout is that of `tuxpaint-stamps-default`: beside `crow.png` lie its description as it was recorded in several
 //! languages, `crow_desc.ogg`, `crow_desc_fr.ogg`, also as `.wav`. Sounds without `_desc` are no speech (an animal's cry),
-//! and drawings that are SVG alone are left out. Stamps that share a recording, to the bit, are one *subject*: no speech tells them
-//! apart. Of the recordings of every subject one is kept for the test, the same for all seeds.
+//! and drawings that are SVG alone are left out. Stamps that share a recording, to the bit, are one *subject*: no speech
+//! tells them apart. Of the recordings of every subject a quarter, at least one, is kept for the test, the same for all
+//! seeds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,8 +32,8 @@ pub(crate) struct Subject {
     /// `[SIZE, SIZE, 3]`, over white.
     pub(crate) pictures: Vec<Vec<u8>>,
     pub(crate) recordings: Vec<Spectrum>,
-    /// The recording that is kept for the test.
-    pub(crate) kept: Spectrum,
+    /// Recordings that are kept for the test.
+    pub(crate) kept: Vec<Spectrum>,
 }
 
 /// The files of a stamp.
@@ -110,9 +111,12 @@ fn picture(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(frame.into_raw())
 }
 
-/// A sound file read: its content's number, and its spectrum unless another thread has that.
-fn spectrum(path: &Path, bytes: &[u8]) -> Result<Spectrum, Failure> {
-    let sound = Sound::decode(path, bytes)?;
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| failure(format!("{}: {error}", path.display())))
+}
+
+fn spectrum(path: &Path) -> Result<Spectrum, Failure> {
+    let sound = Sound::decode(path, &read(path)?)?;
     Spectrum::of(&sound).map_err(|reason| failure(format!("{}: unreadable sound: {reason}", path.display())))
 }
 
@@ -128,9 +132,12 @@ fn root(of: &mut [usize], mut at: usize) -> usize {
 /// Loads a share of the subjects with at least three different recordings, in an order that depends on their names alone.
 ///
 /// # Errors
-/// For a folder that is none or has no stamp, no recorded description or none that belong together; for files that cannot be read,
-/// with their path; and for fewer subjects than `fewest`.
+/// For a folder that is none or has no stamp, no recorded description or none that belong together; for files that cannot
+/// be read, with their path; for a share outside (0, 1]; and for fewer subjects than `fewest`.
 pub(crate) fn load(folder: &Path, share: f64, fewest: usize) -> Result<Vec<Subject>, Failure> {
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(failure(format!("--share: got {share}, expected more than 0, at most 1")));
+    }
     if !folder.is_dir() {
         let folder = folder.display();
         return Err(failure(format!("--speech {folder}: no such folder; expected an unpacked package")));
@@ -143,10 +150,8 @@ pub(crate) fn load(folder: &Path, share: f64, fewest: usize) -> Result<Vec<Subje
         .par_iter()
         .map(|stamp| {
             let number = |path: &PathBuf| {
-                let bytes =
-                    std::fs::read(path).map_err(|error| failure(format!("{}: {error}", path.display())))?;
                 let mut hasher = DefaultHasher::new();
-                bytes.hash(&mut hasher);
+                read(path)?.hash(&mut hasher);
                 Ok(hasher.finish())
             };
             stamp.sounds.iter().map(number).collect::<Result<Vec<_>, Failure>>()
@@ -194,13 +199,10 @@ pub(crate) fn load(folder: &Path, share: f64, fewest: usize) -> Result<Vec<Subje
         )));
     }
     let subject = |(key, name, pictures, sounds): (u64, String, Vec<&PathBuf>, Vec<&PathBuf>)| {
-        let read = |path: &PathBuf| {
-            let bytes =
-                std::fs::read(path).map_err(|error| failure(format!("{}: {error}", path.display())))?;
-            spectrum(path, &bytes)
-        };
-        let mut recordings = sounds.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let kept = recordings.remove(Draws::new(&[key]).below(recordings.len()));
+        let mut recordings =
+            sounds.into_iter().map(|path| spectrum(path)).collect::<Result<Vec<_>, Failure>>()?;
+        let (mut draws, count) = (Draws::new(&[key]), (recordings.len() / 4).max(1));
+        let kept = (0..count).map(|_| recordings.remove(draws.below(recordings.len()))).collect();
         let pictures = pictures.into_iter().map(|path| picture(path)).collect::<Result<_, _>>()?;
         Ok(Subject { name, pictures, recordings, kept })
     };
