@@ -28,15 +28,21 @@ impl Recorded {
         Ok(Self { subjects: stamps::load(folder, share, SUBJECTS)?, architecture })
     }
 
-    /// What was loaded, in words.
+    /// What was loaded, in words, and what clips in random order would find.
     pub(crate) fn say(&self) -> String {
         let sum = |count: fn(&Subject) -> usize| self.subjects.iter().map(count).sum::<usize>();
+        let clips = sum(|subject| subject.pictures.len());
+        let missed = |own: usize| -> f64 {
+            (0..NEAREST).map(|at| clips.saturating_sub(own + at) as f64 / (clips - at) as f64).product()
+        };
+        let found = |subject: &Subject| subject.kept.len() as f64 * (1.0 - missed(subject.pictures.len()));
+        let chance = self.subjects.iter().map(found).sum::<f64>() / sum(|subject| subject.kept.len()) as f64;
         format!(
-            "{} subjects of {} pictures, {} recordings for training and {} for the test",
+            "{} subjects of {clips} pictures, {} recordings for training and {} for the test, where chance finds {:.1} %",
             self.subjects.len(),
-            sum(|subject| subject.pictures.len()),
             sum(|subject| subject.recordings.len()),
-            sum(|subject| subject.kept.len())
+            sum(|subject| subject.kept.len()),
+            100.0 * chance
         )
     }
 }

@@ -151,7 +151,7 @@ fn stamps_have_their_pictures_and_recordings() {
         }
     }
     // The folder of the stamps itself, and again: the same.
-    let again = stamps::load(&inside.parent().unwrap().to_path_buf(), 1.0, 2).unwrap();
+    let again = stamps::load(inside.parent().unwrap(), 1.0, 2).unwrap();
     let kept = |subjects: &[Subject]| -> Vec<_> {
         subjects.iter().map(|subject| (subject.name.clone(), subject.kept.clone())).collect()
     };
