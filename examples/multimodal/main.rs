@@ -4,8 +4,8 @@
 //! cargo run --release --example multimodal
 //! ```
 //!
-//! Emoji-ID: half of the training identities, without their labels. Every picture has its emoji's names in twelve languages
-//! as captions and English tags (`data/emoji-captions`). One variant is MoCo, the contrast of two views of a picture; the
+//! Emoji-ID: half of the training identities, without their labels. Every picture has its emoji's names in the 28
+//! locales of emojibase-data as captions and English tags (`data/emoji-captions`). One variant is MoCo, the contrast of two views of a picture; the
 //! other adds the four terms with words of multimodal contrastive training (Yuan et al., CVPR 2021), at the published
 //! weights. Tested on identities that no network has seen, by the features before the heads: mAP.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for a terminal
@@ -39,7 +39,7 @@ const MOMENTUM: f64 = 0.99;
 
 /// The words of every image of a split.
 struct Words {
-    /// For each language, letter groups `[images, counts]`.
+    /// For each locale, letter groups `[images, counts]`.
     captions: Vec<Tensor>,
     /// `[images, words]`.
     tags: Tensor,

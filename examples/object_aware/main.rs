@@ -205,7 +205,7 @@ fn main() -> Result<(), Failure> {
     let (split, _) = data.train_subset(arguments.share)?;
     let progress = Progress::new();
     let (mut of_maps, mut of_trainings) = (vec![Vec::new(); MAPS.len()], vec![Vec::new(); TRAININGS.len()]);
-    for seed in 1..=arguments.seeds {
+    for seed in arguments.numbers() {
         let count = (arguments.share * 1920.0) as usize / BATCH * BATCH;
         if count == 0 {
             return Err(failure(format!("--share: {} leaves no batch of {BATCH} scenes", arguments.share)));

@@ -13,7 +13,7 @@ const PLACE: &str = "data/emoji-captions/captions.tsv";
 /// What emoji are called, and their tags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captions {
-    /// The languages of the labels, as `en`.
+    /// The locales of the labels, as `en` or `zh-hant`: of the file in the repository 28, English first.
     pub languages: Vec<String>,
     /// By code points as in [`Identity::name`](crate::Identity::name).
     pub emoji: HashMap<String, Caption>,
@@ -22,7 +22,7 @@ pub struct Captions {
 /// What one emoji is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caption {
-    /// A label for every language.
+    /// A label for every locale of [`Captions::languages`].
     pub labels: Vec<String>,
     /// English tags, at least one.
     pub tags: Vec<String>,
@@ -40,7 +40,7 @@ pub fn emoji_captions() -> Result<Captions> {
     emoji_captions_from(&crate::emoji::find(named, PLACE, EMOJI_CAPTIONS_VARIABLE)?)
 }
 
-/// Loads captions from a file: tab-separated, a header `code`, `tags` and the languages, then a line an emoji.
+/// Loads captions from a file: tab-separated, a header `code`, `tags` and the locales, then a line an emoji.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read; [`Error::Captions`] for another header, and lines of another number of fields, with

@@ -8,14 +8,34 @@ use consonance_datasets::{emoji_captions, emoji_captions_from, emoji_id};
 #[test]
 fn nearly_all_emoji_of_the_set_have_captions_and_tags() {
     let (captions, data) = (emoji_captions().unwrap(), emoji_id().unwrap());
-    assert_eq!((captions.languages.len(), &captions.languages[0][..]), (12, "en"));
+    assert_eq!((captions.languages.len(), &captions.languages[0][..]), (28, "en"));
+    assert_eq!(captions.emoji.len(), 1914);
     let known = |name: &str| captions.emoji.contains_key(name);
     let without: Vec<_> = data.identities.iter().filter(|i| !known(&i.name)).map(|i| &i.label).collect();
     assert!(without.len() * 50 < data.identities.len(), "{without:?}");
     for identity in data.identities.iter().filter(|i| known(&i.name)) {
         let caption = &captions.emoji[&identity.name];
         assert_eq!(caption.labels[0], identity.label, "{}", identity.name);
-        assert!(!caption.tags.is_empty() && caption.labels.len() == 12);
+        assert!(!caption.tags.is_empty() && caption.labels.len() == 28);
+    }
+}
+
+#[test]
+fn labels_are_of_their_locale() {
+    let captions = emoji_captions().unwrap();
+    let distinct: std::collections::BTreeSet<_> = captions.languages.iter().collect();
+    assert_eq!(distinct.len(), captions.languages.len());
+    let grinning = &captions.emoji["1f600"];
+    for (locale, label) in [
+        ("en-gb", "grinning face"),
+        ("de", "grinsendes Gesicht"),
+        ("es-mx", "cara sonriendo"),
+        ("ja", "にっこり笑う"),
+        ("zh", "嘿嘿"),
+        ("zh-hant", "笑臉"),
+    ] {
+        let at = captions.languages.iter().position(|language| language == locale).unwrap();
+        assert_eq!(grinning.labels[at], label, "{locale}");
     }
 }
 
