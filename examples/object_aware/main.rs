@@ -141,14 +141,21 @@ fn test(data: &Dataset, network: &Network) -> Result<f64, Failure> {
     Ok(right as f64 / labels.len() as f64)
 }
 
-const MAPS: [&str; 5] = [
+/// Passes in which a network that is not trained sees the scenes, for the running statistics of its normalization.
+const STILL: usize = 3;
+const MAPS: [&str; 7] = [
     "none: the whole image",
+    "not trained, Grad-CAM",
+    "not trained, ContraCAM, 1 round",
     "Grad-CAM",
     "ContraCAM, 1 round",
     "ContraCAM, 3 rounds",
     "ContraCAM, 10 rounds",
 ];
-const TRAININGS: [&str; 3] = ["plain crops", "object-aware crops", "object-aware crops, background mixup"];
+/// The map in [`MAPS`] that crops and backgrounds are made of.
+const USED: usize = 4;
+const TRAININGS: [&str; 4] =
+    ["none", "plain crops", "object-aware crops", "object-aware crops, background mixup"];
 
 fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse(20, 0.4);
@@ -157,12 +164,13 @@ fn main() -> Result<(), Failure> {
     recipe.architecture.grid = 1;
     recipe.architecture.width = 16;
     recipe.schedule.rate = 6e-3;
+    let mut still = recipe.clone();
+    (still.epochs, still.schedule.rate) = (STILL, 0.0);
     let data = emoji_id()?;
     let (split, _) = data.train_subset(arguments.share)?;
     let progress = Progress::new();
     let (mut of_maps, mut of_trainings) = (vec![Vec::new(); MAPS.len()], vec![Vec::new(); TRAININGS.len()]);
-    let first = std::env::var("FIRST").map_or(1, |v| v.parse().unwrap_or(1)); // TEMP
-    for seed in first..first + arguments.seeds {
+    for seed in 1..=arguments.seeds {
         let count = (arguments.share * 1920.0) as usize / BATCH * BATCH;
         if count == 0 {
             return Err(failure(format!("--share: {} leaves no batch of {BATCH} scenes", arguments.share)));
@@ -170,12 +178,16 @@ fn main() -> Result<(), Failure> {
         let scenes: Vec<Scene> =
             (0..count as u64).map(|at| scene(&split, &mut Draws::new(&[seed, at, 0x7363_656e]))).collect();
         let plain = Crops { boxes: None, masks: None };
-        let run = |which: usize, crops| {
-            train(&format!("{}, seed {seed}", TRAININGS[which]), &scenes, (&recipe, crops), seed, &progress)
+        let run = |which: usize, recipe: &Recipe, crops| {
+            train(&format!("{}, seed {seed}", TRAININGS[which]), &scenes, (recipe, crops), seed, &progress)
         };
-        let encoder = run(0, plain)?;
+        let (untrained, encoder) = (run(0, &still, plain)?, run(1, &recipe, plain)?);
         let mut all = vec![vec![Tensor::ones((1, LARGE, LARGE), DType::F32, &Device::Cpu)?; count]];
         let rounds = |rounds| ContraCamConfig { rounds, ..ContraCamConfig::default() };
+        progress.say(&format!("seed {seed}: maps and boxes of {count} scenes"));
+        for config in [ContraCamConfig::grad_cam(), rounds(1)] {
+            all.push(masks(&scenes, &untrained, config)?);
+        }
         for config in [ContraCamConfig::grad_cam(), rounds(1), rounds(3), rounds(10)] {
             all.push(masks(&scenes, &encoder, config)?);
         }
@@ -183,12 +195,13 @@ fn main() -> Result<(), Failure> {
             fits.push(Fit::of(&scenes, masks)?);
         }
         let picture = PathBuf::from(format!("target/object_aware/seed-{seed}.png"));
-        sheet::draw(&picture, &scenes, &all[1..])?;
+        sheet::draw(&picture, &scenes, &all[3..])?;
         // Of one round, for crops and for backgrounds.
-        let soft = &all[2];
+        let soft = &all[USED];
         let boxes = boxes(&Tensor::cat(soft, 0)?, &BoxesConfig::default())?;
         let aware = Crops { boxes: Some(&boxes), masks: None };
-        let encoders = [encoder, run(1, aware)?, run(2, Crops { masks: Some(soft), ..aware })?];
+        let mixed = Crops { masks: Some(soft), ..aware };
+        let encoders = [untrained, encoder, run(2, &recipe, aware)?, run(3, &recipe, mixed)?];
         for (values, encoder) in of_trainings.iter_mut().zip(&encoders) {
             values.push(test(&data, &encoder.network)?);
         }
@@ -230,5 +243,6 @@ fn main() -> Result<(), Failure> {
         report.push(*name, [Cell::over_seeds(values)?])?;
     }
     println!("{}", report.to_terminal());
+    println!("Scenes with true boxes (green), maps and found boxes (red): target/object_aware/seed-*.png");
     Ok(())
 }
