@@ -6,10 +6,11 @@
 //!
 //! Generated from Emoji-ID: a scene shows one or two emoji over one of a few textures, and the true boxes are known. A network
 //! learns by the contrast of two random crops of a scene (as SimCLR). Then ContraCAM and Grad-CAM (Mo et al., NeurIPS 2021)
-//! look for the objects of these scenes with it: the intersection over union of all boxes that are found in a scene and all
-//! true ones, and others. With the boxes of ContraCAM in one round a second network learns from crops that hold an object, a
-//! third one also from objects on other backgrounds. Tested with single emoji that no network has seen, each on three textures:
-//! how often the nearest image shows the same emoji. A picture shows scenes, maps and boxes.
+//! look for the objects of these scenes with it, and with a network that was not trained: the intersection over union of all
+//! boxes that are found in a scene and all true ones, and others. With the boxes of ContraCAM in one round a second network
+//! learns from crops that hold an object, a third one also from objects on other backgrounds. Tested with single emoji that no
+//! network has seen, each on three textures: how often the nearest image shows the same emoji. A picture shows scenes, maps
+//! and boxes.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for a terminal
 #![allow(dead_code)] // modules of `upgrade` are used in part
 
