@@ -4,32 +4,40 @@
 //! cargo run --release --example object_aware
 //! ```
 //!
-//! Generated from Emoji-ID: a scene shows one to three emoji over a texture of its own, and the true boxes are known. A network
+//! Generated from Emoji-ID: a scene shows one or two emoji over one of a few textures, and the true boxes are known. A network
 //! learns by the contrast of two random crops of a scene (as SimCLR). Then ContraCAM and Grad-CAM (Mo et al., NeurIPS 2021)
-//! look for the objects of these scenes with it: the intersection over union of all boxes that are found in a scene and all
-//! true ones. With the boxes of ContraCAM in one round a second network learns from crops that hold an object, a third one also from objects
-//! on other backgrounds. Tested with single emoji that no network has seen, each on other textures: how often the nearest
-//! image shows the same emoji.
+//! look for the objects of these scenes with it, and with a network that was not trained: the intersection over union of all
+//! boxes that are found in a scene and all true ones, and others. With the boxes of ContraCAM in one round a second network
+//! learns from crops that hold an object, a third one also from objects on other backgrounds. Tested with single emoji that no
+//! network has seen, each on three textures: how often the nearest image shows the same emoji. A picture shows scenes, maps
+//! and boxes.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for a terminal
 #![allow(dead_code)] // modules of `upgrade` are used in part
 
 #[path = "../common/mod.rs"]
 mod common;
+mod encoder;
+mod maps;
 mod scenes;
+mod sheet;
 #[path = "../common/upgrade.rs"]
 mod upgrade;
+
+use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use consonance::{ContrastOptions, NeighborsOptions, Pairs, Temperature, contrast, neighbors};
 use consonance_datasets::{Dataset, emoji_id};
 use consonance_methods::{
-    BackgroundMixup, BackgroundMixupConfig, BoxesConfig, ContraCam, ContraCamConfig, ObjectAwareCrop,
+    BackgroundMixup, BackgroundMixupConfig, BoxesConfig, ContraCamConfig, ObjectAwareCrop,
     ObjectAwareCropConfig, RelativeBox, boxes,
 };
 use consonance_metrics::{Better, Cell, Column, Report};
 use rayon::prelude::*;
 
 use common::{Arguments, batches, optimizer};
+use encoder::Encoder;
+use maps::{Fit, masks, tensor};
 use network::Network;
 use progress::Progress;
 use random::Draws;
@@ -40,8 +48,6 @@ use upgrade::*;
 /// Scenes of a batch, for training and for maps: a scene's negatives.
 const BATCH: usize = 64;
 const TEMPERATURE: f64 = 0.2;
-/// Rounds of the refined maps.
-const ROUNDS: usize = 3;
 /// Emoji of the test, and textures of each.
 const TESTED: (usize, usize) = (200, 3);
 
@@ -54,10 +60,6 @@ struct Crops<'a> {
     masks: Option<&'a [Tensor]>,
 }
 
-fn tensor(scene: &Scene) -> candle_core::Result<Tensor> {
-    Tensor::from_slice(&scene.picture.pixels, (3, LARGE, LARGE), &Device::Cpu)
-}
-
 /// Trains a network by the contrast of two crops of every scene.
 fn train(
     name: &str,
@@ -65,12 +67,12 @@ fn train(
     (recipe, crops): (&Recipe, Crops<'_>),
     seed: u64,
     progress: &Progress,
-) -> Result<Network, Failure> {
-    let network = Network::new(&recipe.architecture, SMALL, SMALL, seed)?;
-    let mut optimizer = optimizer(recipe, vec![network.parameters().clone()]);
+) -> Result<Encoder, Failure> {
+    let encoder = Encoder::new(Network::new(&recipe.architecture, SMALL, SMALL, seed)?, seed)?;
+    let mut optimizer = optimizer(recipe, encoder.variables());
     let cutter = ObjectAwareCrop::new(ObjectAwareCropConfig {
         size: SMALL,
-        // Windows of 32 pixels at least half a scene wide would be larger than an emoji by far.
+        // Of a whole scene no less than the smallest emoji: 0.08 are 18 pixels.
         scale: (0.15, 1.0),
         ..Default::default()
     })?;
@@ -108,7 +110,7 @@ fn train(
                 });
                 images.extend(colored.collect::<Vec<_>>().concat());
             }
-            let z = unit_rows(&network.forward(images)?)?;
+            let z = unit_rows(&encoder.project(&encoder.network.forward(images)?)?)?;
             let pairs = Pairs::labels(&labels, &labels).ignore_same_id(&views, &views);
             let loss =
                 contrast(&z, &z, &Temperature::Fixed(TEMPERATURE), &pairs, &ContrastOptions::default())?.loss;
@@ -119,7 +121,7 @@ fn train(
         bar.epoch(epoch);
     }
     bar.finish();
-    Ok(network)
+    Ok(encoder)
 }
 
 /// How often the nearest of all other images shows the same emoji, by the features in front of the last layer.
@@ -140,67 +142,31 @@ fn test(data: &Dataset, network: &Network) -> Result<f64, Failure> {
     Ok(right as f64 / labels.len() as f64)
 }
 
-/// The masks of all scenes, `[1, H, W]` each.
-fn masks(scenes: &[Scene], network: &Network, config: ContraCamConfig) -> Result<Vec<Tensor>, Failure> {
-    let method = ContraCam::new(config)?;
-    let encode = |images: &Tensor| {
-        let images: Vec<f32> =
-            images.flatten_from(1)?.to_vec2::<f32>()?.iter().flat_map(|image| dense(image, None)).collect();
-        network.activations(&images)
-    };
-    let mut out = Vec::with_capacity(scenes.len());
-    for part in scenes.chunks(BATCH) {
-        let images = Tensor::stack(&part.iter().map(tensor).collect::<candle_core::Result<Vec<_>>>()?, 0)?;
-        let masks = method.masks(&images, encode, |pooled| network.head(pooled))?.masks;
-        for at in 0..part.len() {
-            out.push(masks.narrow(0, at, 1)?);
-        }
-    }
-    Ok(out)
-}
-
-/// The pixels that some box covers.
-fn covered(boxes: &[RelativeBox]) -> Vec<bool> {
-    let inside = |at: usize| {
-        let middle = |place: usize| (place as f64 + 0.5) / LARGE as f64;
-        let (y, x) = (middle(at / LARGE), middle(at % LARGE));
-        boxes.iter().any(|b| (b.top..b.bottom).contains(&y) && (b.left..b.right).contains(&x))
-    };
-    (0..LARGE * LARGE).map(inside).collect()
-}
-
-/// The mean intersection over union of what the boxes of the masks cover and what the true boxes cover.
-fn overlap(scenes: &[Scene], masks: &[Tensor]) -> Result<f64, Failure> {
-    // As they are: expanded boxes are for crops.
-    let config = BoxesConfig { expand: 0.0, ..BoxesConfig::default() };
-    let found = boxes(&Tensor::cat(masks, 0)?, &config)?;
-    let share = |(scene, found): (&Scene, &Vec<RelativeBox>)| -> f64 {
-        let pairs: Vec<(bool, bool)> =
-            covered(&scene.boxes).into_iter().zip(covered(found)).filter(|(a, b)| *a || *b).collect();
-        pairs.iter().filter(|(a, b)| *a && *b).count() as f64 / pairs.len().max(1) as f64
-    };
-    let shares: Vec<f64> = scenes.par_iter().zip(&found).map(share).collect();
-    Ok(shares.iter().sum::<f64>() / scenes.len() as f64)
-}
-
-/// The network for whole scenes: its weights do not depend on the size of an image.
-fn for_scenes(network: &Network, recipe: &Recipe) -> Result<Network, Failure> {
-    let large = Network::new(&recipe.architecture, LARGE, LARGE, 0)?;
-    large.parameters().set(network.parameters().as_tensor())?;
-    large.set_running(network.running())?;
-    Ok(large)
-}
-
-const MAPS: [&str; 4] = ["none: the whole image", "Grad-CAM", "ContraCAM, 3 rounds", "ContraCAM, 1 round"];
-const TRAININGS: [&str; 3] = ["plain crops", "object-aware crops", "object-aware crops, background mixup"];
+/// Passes in which a network that is not trained sees the scenes, for the running statistics of its normalization.
+const STILL: usize = 3;
+const MAPS: [&str; 7] = [
+    "none: the whole image",
+    "not trained, Grad-CAM",
+    "not trained, ContraCAM, 1 round",
+    "Grad-CAM",
+    "ContraCAM, 1 round",
+    "ContraCAM, 3 rounds",
+    "ContraCAM, 10 rounds",
+];
+/// The map in [`MAPS`] that crops and backgrounds are made of.
+const USED: usize = 4;
+const TRAININGS: [&str; 4] =
+    ["none", "plain crops", "object-aware crops", "object-aware crops, background mixup"];
 
 fn main() -> Result<(), Failure> {
-    let arguments = Arguments::parse(40, 0.4);
+    let arguments = Arguments::parse(20, 0.4);
     let mut recipe = arguments.recipe()?;
     // One mean of each channel for the whole image, as maps need it.
     recipe.architecture.grid = 1;
     recipe.architecture.width = 16;
     recipe.schedule.rate = 6e-3;
+    let mut still = recipe.clone();
+    (still.epochs, still.schedule.rate) = (STILL, 0.0);
     let data = emoji_id()?;
     let (split, _) = data.train_subset(arguments.share)?;
     let progress = Progress::new();
@@ -213,61 +179,71 @@ fn main() -> Result<(), Failure> {
         let scenes: Vec<Scene> =
             (0..count as u64).map(|at| scene(&split, &mut Draws::new(&[seed, at, 0x7363_656e]))).collect();
         let plain = Crops { boxes: None, masks: None };
-        let run = |which: usize, crops| {
-            train(&format!("{}, seed {seed}", TRAININGS[which]), &scenes, (&recipe, crops), seed, &progress)
+        let run = |which: usize, recipe: &Recipe, crops| {
+            train(&format!("{}, seed {seed}", TRAININGS[which]), &scenes, (recipe, crops), seed, &progress)
         };
-        let network = run(0, plain)?;
-        let large = for_scenes(&network, &recipe)?;
-        let mut soft = vec![Tensor::ones((1, LARGE, LARGE), DType::F32, &Device::Cpu)?; count];
-        of_maps[0].push(overlap(&scenes, &soft)?);
-        for (at, config) in [
-            ContraCamConfig::grad_cam(),
-            ContraCamConfig { rounds: ROUNDS, ..ContraCamConfig::default() },
-            ContraCamConfig::masks(),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            soft = masks(&scenes, &large, config)?;
-            of_maps[1 + at].push(overlap(&scenes, &soft)?);
+        let (untrained, encoder) = (run(0, &still, plain)?, run(1, &recipe, plain)?);
+        let mut all = vec![vec![Tensor::ones((1, LARGE, LARGE), DType::F32, &Device::Cpu)?; count]];
+        let rounds = |rounds| ContraCamConfig { rounds, ..ContraCamConfig::default() };
+        progress.say(&format!("seed {seed}: maps and boxes of {count} scenes"));
+        for config in [ContraCamConfig::grad_cam(), rounds(1)] {
+            all.push(masks(&scenes, &untrained, config)?);
         }
-        // Of the last one, for crops and for backgrounds.
-        let boxes = boxes(&Tensor::cat(&soft, 0)?, &BoxesConfig::default())?;
+        for config in [ContraCamConfig::grad_cam(), rounds(1), rounds(3), rounds(10)] {
+            all.push(masks(&scenes, &encoder, config)?);
+        }
+        for (fits, masks) in of_maps.iter_mut().zip(&all) {
+            fits.push(Fit::of(&scenes, masks)?);
+        }
+        let picture = PathBuf::from(format!("target/object_aware/seed-{seed}.png"));
+        sheet::draw(&picture, &scenes, &all[3..])?;
+        // Of one round, for crops and for backgrounds.
+        let soft = &all[USED];
+        let boxes = boxes(&Tensor::cat(soft, 0)?, &BoxesConfig::default())?;
         let aware = Crops { boxes: Some(&boxes), masks: None };
-        let networks = [network, run(1, aware)?, run(2, Crops { masks: Some(&soft), ..aware })?];
-        for (values, network) in of_trainings.iter_mut().zip(&networks) {
-            values.push(test(&data, network)?);
+        let mixed = Crops { masks: Some(soft), ..aware };
+        let encoders = [untrained, encoder, run(2, &recipe, aware)?, run(3, &recipe, mixed)?];
+        for (values, encoder) in of_trainings.iter_mut().zip(&encoders) {
+            values.push(test(&data, &encoder.network)?);
         }
-        let of_seed = |names: &[&str], values: &[Vec<f64>]| {
-            let texts = names.iter().zip(values);
-            texts
-                .map(|(name, values)| {
-                    format!("{name} {:.1} %", 100.0 * values.last().copied().unwrap_or(0.0))
-                })
-                .collect::<Vec<_>>()
-                .join(", ")
+        let of_seed = |names: &[&str], values: Vec<Option<f64>>| {
+            let text = |(name, value): (&&str, &Option<f64>)| {
+                format!("{name} {:.1} %", 100.0 * value.unwrap_or(0.0))
+            };
+            names.iter().zip(&values).map(text).collect::<Vec<_>>().join(", ")
         };
-        progress.say(&format!("seed {seed}: {}", of_seed(&MAPS, &of_maps)));
-        progress.say(&format!("seed {seed}: {}", of_seed(&TRAININGS, &of_trainings)));
+        let of_maps = of_maps.iter().map(|fits| fits.last().map(|fit| fit.covered)).collect();
+        let of_trainings = of_trainings.iter().map(|values| values.last().copied()).collect();
+        progress.say(&format!("seed {seed}: {}", of_seed(&MAPS, of_maps)));
+        progress.say(&format!("seed {seed}: {}", of_seed(&TRAININGS, of_trainings)));
+        progress.say(&format!("seed {seed}: scenes, maps and boxes are in {}", picture.display()));
     }
     let title = format!("Scenes of emoji, {} epochs, {} seed(s)", arguments.epochs, arguments.seeds);
-    table(&format!("{title}: boxes"), "map", "IoU with the true boxes", &MAPS, &of_maps)?;
-    table(
-        &format!("{title}: crops"),
-        "training",
-        "nearest image shows the same emoji",
-        &TRAININGS,
-        &of_trainings,
-    )
-}
-
-/// Prints mean and spread over the seeds.
-fn table(title: &str, of: &str, measure: &str, names: &[&str], values: &[Vec<f64>]) -> Result<(), Failure> {
-    let column = Column::new(measure).percent().decimals(1).better(Better::Higher);
-    let mut report = Report::new(title, of, [column]);
-    for (name, values) in names.iter().zip(values) {
+    let percent = |name: &str, better| Column::new(name).percent().decimals(1).better(better);
+    let columns = [
+        percent("IoU with the true boxes", Better::Higher),
+        percent("at the best threshold", Better::Higher),
+        percent("of each true box with the nearest", Better::Higher),
+        percent("nothing found", Better::Lower),
+    ];
+    let mut report = Report::new(format!("{title}: boxes"), "map", columns);
+    for (name, fits) in MAPS.iter().zip(&of_maps) {
+        let cell = |value: fn(&Fit) -> f64| Cell::over_seeds(&fits.iter().map(value).collect::<Vec<_>>());
+        let cells = [
+            cell(|fit| fit.covered)?,
+            cell(|fit| fit.best_threshold)?,
+            cell(|fit| fit.of_each)?,
+            cell(|fit| fit.without)?,
+        ];
+        report.push(*name, cells)?;
+    }
+    println!("{}", report.to_terminal());
+    let column = percent("nearest image shows the same emoji", Better::Higher);
+    let mut report = Report::new(format!("{title}: crops"), "training", [column]);
+    for (name, values) in TRAININGS.iter().zip(&of_trainings) {
         report.push(*name, [Cell::over_seeds(values)?])?;
     }
     println!("{}", report.to_terminal());
+    println!("Scenes with true boxes (green), maps and found boxes (red): target/object_aware/seed-*.png");
     Ok(())
 }

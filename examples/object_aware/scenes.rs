@@ -5,13 +5,15 @@ use consonance_methods::RelativeBox;
 
 use crate::random::Draws;
 
-/// Height and width of a drawing, and of what the network is trained on.
-pub(crate) const SMALL: usize = 32;
+/// Height and width of a drawing.
+const DRAWING: usize = 32;
+/// Height and width of what the network is trained on.
+pub(crate) const SMALL: usize = 48;
 /// Height and width of a scene.
 pub(crate) const LARGE: usize = 64;
 
 /// Textures, so that many scenes look alike but for their objects.
-const TEXTURES: usize = 8;
+const TEXTURES: usize = 4;
 
 /// An image, channels first, in the numbers that the network sees.
 #[derive(Debug, Clone)]
@@ -37,18 +39,19 @@ impl Sprite {
         let pixels: Vec<[u8; 3]> = image.as_chunks().0.to_vec();
         let white = |at: usize| pixels[at].iter().all(|byte| *byte >= 250);
         let mut inside = vec![true; pixels.len()];
-        let edge = |at: usize| [0, SMALL - 1].iter().any(|end| at / SMALL == *end || at % SMALL == *end);
+        let edge =
+            |at: usize| [0, DRAWING - 1].iter().any(|end| at / DRAWING == *end || at % DRAWING == *end);
         let mut waiting: Vec<usize> = (0..pixels.len()).filter(|at| edge(*at) && white(*at)).collect();
         while let Some(at) = waiting.pop() {
             if !std::mem::take(&mut inside[at]) {
                 continue;
             }
-            let (y, x) = (at / SMALL, at % SMALL);
+            let (y, x) = (at / DRAWING, at % DRAWING);
             let beside = [
-                (y > 0).then(|| at - SMALL),
-                (y + 1 < SMALL).then(|| at + SMALL),
+                (y > 0).then(|| at - DRAWING),
+                (y + 1 < DRAWING).then(|| at + DRAWING),
                 (x > 0).then(|| at - 1),
-                (x + 1 < SMALL).then(|| at + 1),
+                (x + 1 < DRAWING).then(|| at + 1),
             ];
             waiting.extend(beside.into_iter().flatten().filter(|at| inside[*at] && white(*at)));
         }
@@ -91,7 +94,7 @@ fn put(
     let (mut rows, mut columns) = ((usize::MAX, 0), (usize::MAX, 0));
     for y in 0..size {
         for x in 0..size {
-            let from = (y * SMALL / size) * SMALL + x * SMALL / size;
+            let from = (y * DRAWING / size) * DRAWING + x * DRAWING / size;
             if !sprite.inside[from] {
                 continue;
             }
@@ -113,15 +116,15 @@ fn put(
     })
 }
 
-/// A scene of one to three drawings of 16 to 26 pixels that do not overlap.
+/// A scene of one or two drawings of 24 to 36 pixels that do not overlap.
 pub(crate) fn scene(split: &Split, draws: &mut Draws) -> Scene {
     let mut picture = Picture { size: LARGE, pixels: texture(LARGE, draws) };
     let mut taken: Vec<[usize; 3]> = Vec::new();
     let mut boxes = Vec::new();
-    let count = 1 + draws.below(3);
+    let count = 1 + draws.below(2);
     // A drawing that finds no room is left out; the first one always does.
     for _ in 0..count {
-        let size = 16 + draws.below(11);
+        let size = 24 + draws.below(13);
         let (top, left) = (draws.below(LARGE - size + 1), draws.below(LARGE - size + 1));
         let apart = |a: usize, b: usize, of_a: usize, of_b: usize| a + of_a <= b || b + of_b <= a;
         let fits = |[t, l, s]: &[usize; 3]| apart(*t, top, *s, size) || apart(*l, left, *s, size);
@@ -153,7 +156,7 @@ pub(crate) fn singles(
         let sprite = Sprite::new(split.image(row));
         for _ in 0..copies {
             let mut picture = Picture { size: SMALL, pixels: texture(SMALL, draws) };
-            let size = 20 + draws.below(7);
+            let size = 30 + draws.below(10);
             let place = (draws.below(SMALL - size + 1), draws.below(SMALL - size + 1));
             put(&mut picture, &sprite, size, place);
             pictures.push(picture);
@@ -163,18 +166,22 @@ pub(crate) fn singles(
     (pictures, labels)
 }
 
-/// Channels last, as the network takes them, with brightness, contrast and color changed when `draws` is there.
+/// Channels last, as the network takes them; when `draws` is there, turned left to right half the time, with brightness, contrast
+/// and color changed.
 pub(crate) fn dense(pixels: &[f32], draws: Option<&mut Draws>) -> Vec<f32> {
     let plane = pixels.len() / 3;
-    let (mut gain, mut shift, mut is_gray) = ([1.0; 3], [0.0; 3], false);
+    let (mut gain, mut shift, mut is_gray, mut is_flipped) = ([1.0; 3], [0.0; 3], false, false);
     if let Some(draws) = draws {
         let (contrast, brightness) = (draws.within(0.6, 1.4), draws.within(-0.4, 0.4));
         gain = gain.map(|_| contrast * draws.within(0.7, 1.3));
         shift = shift.map(|_| brightness + draws.within(-0.3, 0.3));
         is_gray = draws.unit() < 0.2;
+        is_flipped = draws.unit() < 0.5;
     }
     let mut out = Vec::with_capacity(pixels.len());
-    for at in 0..plane {
+    let width = plane.isqrt();
+    for to in 0..plane {
+        let at = if is_flipped { to / width * width + width - 1 - to % width } else { to };
         let mut rgb = [0, 1, 2].map(|c| pixels[c * plane + at] * gain[c] + shift[c]);
         if is_gray {
             rgb = [rgb.iter().sum::<f32>() / 3.0; 3];

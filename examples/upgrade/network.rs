@@ -173,6 +173,18 @@ impl Network {
         Ok(Self { plan: Arc::new(plan), parameters, running: Mutex::new(running) })
     }
 
+    /// The same weights and statistics for images of another size; `dense` leaves the last halving out, so that the last plane has
+    /// twice the resolution. No weight depends on either.
+    #[allow(dead_code, reason = "of other examples")]
+    pub(crate) fn resized(&self, height: usize, width: usize, dense: bool) -> Result<Self> {
+        let mut plan = Plan::new(&self.plan.architecture, height, width);
+        if let Some(unit) = plan.units.iter_mut().rev().find(|unit| dense && unit.pool) {
+            unit.pool = false;
+        }
+        let parameters = Var::from_tensor(&self.parameters.as_detached_tensor().copy()?)?;
+        Ok(Self { plan: Arc::new(plan), parameters, running: Mutex::new(self.running()) })
+    }
+
     /// The flat variable of all weights.
     pub(crate) fn parameters(&self) -> &Var {
         &self.parameters

@@ -88,3 +88,23 @@ fn an_embedding_does_not_depend_on_its_batch() -> Result<()> {
     assert_eq!(alone.len(), 5);
     Ok(())
 }
+
+/// At the same size nothing changes, and without the last halving the last plane has twice the resolution.
+#[test]
+fn a_resized_network_has_the_same_weights_and_denser_planes() -> Result<()> {
+    let network = Network::new(&architecture(false), 8, 8, 3)?;
+    network.forward(images(16, 1))?; // statistics that are not those of the beginning
+    let x = images(4, 2);
+    let same = network.resized(8, 8, false)?;
+    assert_eq!(same.embed(x.clone())?, network.embed(x.clone())?);
+    let planes = [network.activations(&x)?, network.resized(8, 8, true)?.activations(&x)?]
+        .map(|plane| plane.dims().to_vec());
+    assert_eq!(planes, [vec![4, 32, 4, 4], vec![4, 32, 8, 8]]);
+    // Another size alone: an image four times as large has planes four times as large.
+    let large: Vec<f32> = images(16, 4);
+    assert_eq!(network.resized(16, 16, false)?.activations(&large)?.dims(), [4, 32, 8, 8]);
+    // The copy has weights of its own.
+    same.parameters().set(&same.parameters().zeros_like()?)?;
+    assert_ne!(same.embed(x.clone())?, network.embed(x)?);
+    Ok(())
+}
