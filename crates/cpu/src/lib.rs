@@ -19,6 +19,7 @@ pub mod divergence;
 mod error;
 pub mod gathered;
 pub mod neighbors;
+mod parallel;
 pub mod ranking;
 pub mod rows;
 mod scoring;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use crate::parallel::each;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
-use rayon::prelude::*;
 
 use crate::{Error, Result, simd};
 
@@ -160,25 +160,20 @@ impl<'a> Rows<'a> {
     /// # Errors
     /// [`Error::NotFinite`] naming the first offending row.
     pub fn check_finite(&self, op: &'static str, argument: &'static str) -> Result<()> {
-        let first = (0..self.rows)
-            .into_par_iter()
-            .with_min_len(256)
-            .map_init(
-                || vec![0.0f32; self.cols],
-                |buffer, row| {
-                    let finite = match self.elements {
-                        Elements::F32(x) => simd::all_finite(&x[row * self.stride..][..self.cols]),
-                        _ => {
-                            self.load_row(row, buffer);
-                            simd::all_finite(buffer)
-                        }
-                    };
-                    (!finite).then_some(row)
-                },
-            )
-            .find_first(|row| row.is_some())
-            .flatten();
-        match first {
+        const PART: usize = 512;
+        let of_part = |part: usize| {
+            let mut buffer = Vec::new();
+            let mut rows = part * PART..((part + 1) * PART).min(self.rows);
+            rows.find(|row| match self.elements {
+                Elements::F32(x) => !simd::all_finite(&x[row * self.stride..][..self.cols]),
+                _ => {
+                    buffer.resize(self.cols, 0.0);
+                    self.load_row(*row, &mut buffer);
+                    !simd::all_finite(&buffer)
+                }
+            })
+        };
+        match each(self.rows.div_ceil(PART), of_part).into_iter().flatten().next() {
             Some(row) => Err(Error::NotFinite { op, argument, row }),
             None => Ok(()),
         }

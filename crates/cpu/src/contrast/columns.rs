@@ -5,8 +5,7 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use crate::parallel::each_chunk;
 use crate::simd;
 use crate::tile::{
     self,
@@ -34,9 +33,14 @@ pub(super) fn key_gradients(problem: &Problem<'_>, plan: &Plan, forward: &Forwar
     });
     let unit = |i: usize| plan.split.as_ref().map_or(1.0, |split| 1.0 / split.queries[i]);
     let weights: Vec<f32> = (0..g.len()).map(|i| g[i] * plan.inverse_temperature[i] * unit(i)).collect();
-    out.par_chunks_mut(TILE * d).enumerate().filter(|(t, _)| plan.occupied[*t]).for_each_init(
+    each_chunk(
+        &mut out,
+        TILE * d,
         || Scratch::new(step(g.len()), n),
-        |scratch, (t, out)| {
+        |scratch, t, out| {
+            if !plan.occupied[t] {
+                return;
+            }
             let pass = Pass { problem, plan, forward, moments: moments.as_ref(), weights: &weights };
             pass.tile_gradients(t, scratch, out);
         },

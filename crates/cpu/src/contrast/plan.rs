@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use crate::parallel::{each, each_chunk};
 use crate::tile::split::{self, Source, Terms};
 use crate::{Error, Result, Rows, rows::Elements, simd};
 
@@ -119,6 +118,9 @@ fn power_of_two(x: f64) -> f32 {
     f64::from_bits((2046 - exponent) << 52) as f32
 }
 
+/// Rows that one thread takes at a time.
+const PART: usize = 512;
+
 /// The largest norm of the rows that `keep` admits.
 ///
 /// The sum of squares finds NaN and infinities on the way: one reading of the bank for both.
@@ -129,18 +131,19 @@ fn largest_norm(rows: &Rows<'_>, argument: &'static str, keep: impl Fn(usize) ->
         _ if simd::all_finite(x) => Ok(x.iter().map(|v| f64::from(*v).powi(2)).sum()),
         _ => Err(row),
     };
-    let (largest, bad) = (0..rows.rows())
-        .into_par_iter()
-        .with_min_len(512)
-        .fold(
-            || (0.0f64, usize::MAX, Vec::new()),
-            |(largest, bad, mut buffer), row| match squares(row, view_row(rows, row, &mut buffer)) {
-                Ok(s) => (largest.max(s), bad, buffer),
-                Err(row) => (largest, bad.min(row), buffer),
-            },
-        )
-        .map(|(largest, bad, _)| (largest, bad))
-        .reduce(|| (0.0, usize::MAX), |a, b| (a.0.max(b.0), a.1.min(b.1)));
+    let of_part = |part: usize| {
+        let (mut largest, mut bad, mut buffer) = (0.0f64, usize::MAX, Vec::new());
+        for row in part * PART..((part + 1) * PART).min(rows.rows()) {
+            match squares(row, view_row(rows, row, &mut buffer)) {
+                Ok(s) => largest = largest.max(s),
+                Err(row) => bad = bad.min(row),
+            }
+        }
+        (largest, bad)
+    };
+    let parts = each(rows.rows().div_ceil(PART), of_part);
+    let (largest, bad) =
+        parts.into_iter().fold((0.0, usize::MAX), |a: (f64, usize), b| (a.0.max(b.0), a.1.min(b.1)));
     if bad != usize::MAX {
         return Err(Error::NotFinite { op: OP, argument, row: bad });
     }
@@ -168,19 +171,18 @@ pub(super) fn inverse_norms(
     keep: impl Fn(usize) -> bool,
 ) -> Result<Vec<f32>> {
     let (norms, bad): (Vec<f32>, Vec<usize>) = {
-        let mut norms: Vec<f32> = (0..rows.rows())
-            .into_par_iter()
-            .with_min_len(512)
-            .map_init(Vec::new, |buffer, row| {
-                let x = view_row(rows, row, buffer);
+        let mut norms = vec![0.0f32; rows.rows()];
+        each_chunk(&mut norms, PART, Vec::new, |buffer, part, norms| {
+            for (at, norm) in norms.iter_mut().enumerate() {
+                let x = view_row(rows, part * PART + at, buffer);
                 let s = simd::dot(x, x);
                 // Squares that overflow or vanish in f32 are summed again in f64.
-                match s.is_normal() {
+                *norm = match s.is_normal() {
                     true => (1.0 / f64::from(s).sqrt()) as f32,
                     false => (1.0 / x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()) as f32,
-                }
-            })
-            .collect();
+                };
+            }
+        });
         let mut bad = Vec::new();
         for (row, norm) in norms.iter_mut().enumerate().filter(|(_, n)| !(n.is_finite() && **n > 0.0)) {
             if keep(row) {

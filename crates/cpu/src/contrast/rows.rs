@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::parallel::each;
 use crate::simd;
 use crate::tile::{
     self,
@@ -189,48 +190,45 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: bool, inner
     // Fewer blocks than threads: several splits of one block run at once, and merge in order.
     let wave = rayon::current_num_threads().div_ceil(blocks).clamp(1, splits);
     let targets = Targets::new(problem, plan, gradients);
-    let done: Vec<(Vec<Row>, [Vec<f32>; 2])> = (0..blocks)
-        .into_par_iter()
-        .map(|at| {
-            let rows = at * size..((at + 1) * size).min(b);
-            let block = Block::new(problem, plan, rows);
-            let padded = block.padded;
-            let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
-            let mut total = if wave == 1 {
-                let mut scratch = Scratch::new(padded, problem.keys.rows());
-                let mut total = sweep(problem, plan, &block, tiles(0), (gradients, inner), &mut scratch);
-                for split in 1..splits {
-                    total.merge(
-                        sweep(problem, plan, &block, tiles(split), (gradients, inner), &mut scratch),
-                        width,
-                    );
-                }
-                total
-            } else {
-                let mut total: Option<Partial> = None;
-                for first in (0..splits).step_by(wave) {
-                    let partials: Vec<Partial> = (first..(first + wave).min(splits))
-                        .into_par_iter()
-                        .map_init(
-                            || Scratch::new(padded, problem.keys.rows()),
-                            |scratch, split| {
-                                sweep(problem, plan, &block, tiles(split), (gradients, inner), scratch)
-                            },
-                        )
-                        .collect();
-                    for partial in partials {
-                        match &mut total {
-                            Some(total) => total.merge(partial, width),
-                            None => total = Some(partial),
-                        }
+    let done: Vec<(Vec<Row>, [Vec<f32>; 2])> = each(blocks, |at| {
+        let rows = at * size..((at + 1) * size).min(b);
+        let block = Block::new(problem, plan, rows);
+        let padded = block.padded;
+        let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
+        let mut total = if wave == 1 {
+            let mut scratch = Scratch::new(padded, problem.keys.rows());
+            let mut total = sweep(problem, plan, &block, tiles(0), (gradients, inner), &mut scratch);
+            for split in 1..splits {
+                total.merge(
+                    sweep(problem, plan, &block, tiles(split), (gradients, inner), &mut scratch),
+                    width,
+                );
+            }
+            total
+        } else {
+            let mut total: Option<Partial> = None;
+            for first in (0..splits).step_by(wave) {
+                let partials: Vec<Partial> = (first..(first + wave).min(splits))
+                    .into_par_iter()
+                    .map_init(
+                        || Scratch::new(padded, problem.keys.rows()),
+                        |scratch, split| {
+                            sweep(problem, plan, &block, tiles(split), (gradients, inner), scratch)
+                        },
+                    )
+                    .collect();
+                for partial in partials {
+                    match &mut total {
+                        Some(total) => total.merge(partial, width),
+                        None => total = Some(partial),
                     }
                 }
-                total.unwrap_or_else(|| Partial::new(block.rows.len(), &[], 0))
-            };
-            let (rows, query_gradients) = finish(problem, plan, &targets, &block, &total, gradients);
-            (rows, [query_gradients, std::mem::take(&mut total.kept)])
-        })
-        .collect();
+            }
+            total.unwrap_or_else(|| Partial::new(block.rows.len(), &[], 0))
+        };
+        let (rows, query_gradients) = finish(problem, plan, &targets, &block, &total, gradients);
+        (rows, [query_gradients, std::mem::take(&mut total.kept)])
+    });
 
     let mut out = Forward::default();
     if gradients {

@@ -4,13 +4,12 @@
 //! is that of both, c_ij = (g_i/τ)(A_i p_ij − a_ij) + (h_j/τ)(A'_j p'_ij − a'_ij), and gives the gradients of both sides:
 //! Σ_j c_ij y_j and Σ_i c_ij x_i. Losses have the bits of two losses.
 
-use rayon::prelude::*;
-
 use super::columns::{Buffers, Pass};
 use super::plan::Plan;
 use super::rows::{self, Inner};
 use super::targets::{Scratch, load_block};
 use super::{Forward, GRAIN, Problem, TILE, columns, stride};
+use crate::parallel::each_chunk;
 use crate::tile;
 
 /// The problem of x against y, and that of y against x with the pairs transposed.
@@ -31,21 +30,21 @@ pub struct SymmetricForward {
     pub columns: Forward,
 }
 
-/// The transpose of `rows` rows of `cols`, `from` apart, in rows `to` apart.
-fn transposed(x: &[f32], (rows, cols): (usize, usize), from: usize, to: usize) -> Vec<f32> {
-    const SIDE: usize = 16;
-    let mut out = vec![0.0; cols * to];
-    for (first_row, first_col) in
-        (0..rows).step_by(SIDE).flat_map(|row| (0..cols).step_by(SIDE).map(move |col| (row, col)))
-    {
-        for col in first_col..(first_col + SIDE).min(cols) {
-            let out = &mut out[col * to..];
-            for row in first_row..(first_row + SIDE).min(rows) {
-                out[row] = x[row * from + col];
+/// Side of the blocks in which matrices are transposed: both of its matrices' lines stay in the first-level cache.
+const BLOCK: usize = 16;
+
+/// `out[c, r] += x[r, c]` for `rows` × `cols` numbers: rows of `x` are `from` apart, those of `out` `to`.
+fn add_transposed(x: &[f32], (rows, cols): (usize, usize), from: usize, (out, to): (&mut [f32], usize)) {
+    for (at, out) in out.chunks_mut(BLOCK * to).enumerate() {
+        let first = at * BLOCK;
+        for start in (0..rows).step_by(BLOCK) {
+            let width = BLOCK.min(rows - start);
+            for (c, out) in out.chunks_mut(to).take(cols.saturating_sub(first)).enumerate() {
+                let column = x[start * from + first + c..].iter().step_by(from);
+                out[start..start + width].iter_mut().zip(column).for_each(|(out, x)| *out += x);
             }
         }
     }
-    out
 }
 
 impl Symmetric<'_> {
@@ -72,8 +71,10 @@ impl Symmetric<'_> {
             // No key is in any denominator, so that there was nothing to compute.
             of_rows.products = self.products();
         }
-        let given = transposed(&of_rows.products, (b, n), stride(n), stride(b));
-        let of_columns = rows::forward(self.columns.0, self.columns.1, false, Inner::Given(&given));
+        let mut given = vec![0.0; n * stride(b)];
+        add_transposed(&of_rows.products, (b, n), stride(n), (&mut given, stride(b)));
+        let mut of_columns = rows::forward(self.columns.0, self.columns.1, false, Inner::Given(&given));
+        of_columns.products = given;
         SymmetricForward { rows: of_rows, columns: of_columns }
     }
 
@@ -99,11 +100,10 @@ impl Symmetric<'_> {
         let padded = b.next_multiple_of(GRAIN);
         let (pairs, width, d) = ((padded, columns(n)), plan.width, problem.queries.cols());
         let mut of_both = found.rows.products.clone();
-        let mut of_column = transposed(&of_both, (b, n), stride(n), stride(b));
+        let mut of_column = found.columns.products.clone();
         coefficients(self.rows, &found.rows, of_rows, &mut of_both);
         coefficients(self.columns, &found.columns, of_columns, &mut of_column);
-        let of_column = transposed(&of_column, (n, b), stride(b), stride(n));
-        of_both.iter_mut().zip(&of_column).for_each(|(one, other)| *one += other);
+        add_transposed(&of_column, (n, b), stride(b), (&mut of_both, stride(n)));
         of_both.resize(padded * stride(n), 0.0);
 
         let mut scratch = Scratch::new(0, n);
@@ -115,14 +115,34 @@ impl Symmetric<'_> {
         let (of_x, of_y) = (share(pairs.0), share(pairs.1));
         let mut out = [vec![0.0f32; pairs.0 * width], vec![0.0f32; pairs.1 * width]];
         let [out_x, out_y] = &mut out;
-        out_x.par_chunks_mut(of_x * width).enumerate().for_each(|(at, out)| {
-            let shape = (out.len() / width, pairs.1, width);
-            tile::accumulate(shape, (&of_both[at * of_x * stride(n)..], stride(n)), (y, ldy), (out, width));
-        });
-        out_y.par_chunks_mut(of_y * width).enumerate().for_each(|(at, out)| {
-            let shape = (pairs.0, out.len() / width, width);
-            tile::accumulate_transposed(shape, (&of_both[at * of_y..], stride(n)), (&x, width), (out, width));
-        });
+        each_chunk(
+            out_x,
+            of_x * width,
+            || (),
+            |(), at, out| {
+                let shape = (out.len() / width, pairs.1, width);
+                tile::accumulate(
+                    shape,
+                    (&of_both[at * of_x * stride(n)..], stride(n)),
+                    (y, ldy),
+                    (out, width),
+                );
+            },
+        );
+        each_chunk(
+            out_y,
+            of_y * width,
+            || (),
+            |(), at, out| {
+                let shape = (pairs.0, out.len() / width, width);
+                tile::accumulate_transposed(
+                    shape,
+                    (&of_both[at * of_y..], stride(n)),
+                    (&x, width),
+                    (out, width),
+                );
+            },
+        );
         let [of_x, of_y] = out;
         let narrow = |rows: usize, mut x: Vec<f32>| -> Vec<f32> {
             if width == d {
@@ -148,12 +168,13 @@ fn coefficients(
     let mut scratch = Scratch::new(0, n);
     let tile = scratch.tile(problem, plan, 0);
     let (bias, columns) = (tile.bias, tile.columns);
-    let rows = products.par_chunks_exact_mut(stride(n)).zip(&weights).enumerate();
-    rows.with_min_len(GRAIN).for_each_init(Buffers::default, |buffers, (row, (scores, weight))| {
-        let scores = &mut scores[..columns];
-        match *weight == 0.0 || !forward.counted[row] {
-            true => scores.fill(0.0),
-            false => pass.coefficients(row, *weight, 0..n, (scores, bias), buffers),
+    each_chunk(products, GRAIN * stride(n), Buffers::default, |buffers, part, products| {
+        for (at, scores) in products.chunks_exact_mut(stride(n)).enumerate() {
+            let (row, scores) = (part * GRAIN + at, &mut scores[..columns]);
+            match weights[row] == 0.0 || !forward.counted[row] {
+                true => scores.fill(0.0),
+                false => pass.coefficients(row, weights[row], 0..n, (scores, bias), buffers),
+            }
         }
     });
 }

@@ -3,12 +3,11 @@
 //! ∂/∂y_j Σ_i g_i L_i = Σ_i (g_i T/τ) c_ij x_i with c_ij = p_ij − q_ij, or p_ij (b_ij − a_ij − M_i): the tile of
 //! coefficients is built in f32, and one product adds it.
 
-use rayon::prelude::*;
-
 use super::plan::{Plan, range, width};
 use super::{Direction, Forward, Problem};
 use crate::contrast::targets::load_block;
 use crate::contrast::{GRAIN, TILE, columns, stride};
+use crate::parallel::each_chunk;
 use crate::{simd, tile};
 
 /// Queries of one step: a fixed grid from query 0, so that the order of every sum is the same for any threads.
@@ -19,12 +18,11 @@ pub(super) fn key_gradients(problem: &Problem<'_>, plan: &Plan, forward: &Forwar
     let outer = problem.softening / problem.student.temperature;
     let weights: Vec<f32> = g.iter().map(|g| g * outer).collect();
     let mut out = vec![0.0f32; n * d];
-    out.par_chunks_mut(TILE * d)
-        .enumerate()
-        .filter(|(t, _)| plan.is_live(*t))
-        .for_each_init(Scratch::default, |scratch, (t, out)| {
-            tile_gradients(problem, plan, (forward, &weights), t, scratch, out)
-        });
+    each_chunk(&mut out, TILE * d, Scratch::default, |scratch, t, out| {
+        if plan.is_live(t) {
+            tile_gradients(problem, plan, (forward, &weights), t, scratch, out);
+        }
+    });
     out
 }
 

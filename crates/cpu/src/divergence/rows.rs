@@ -9,6 +9,7 @@ use super::{Direction, Forward, OP, Problem};
 use crate::contrast::exponentials::{LANES, exponential, fold, largest};
 use crate::contrast::targets::load_block;
 use crate::contrast::{SIDE, SPLIT, columns, stride};
+use crate::parallel::each;
 use crate::screen::Aligned;
 use crate::{Error, Gradients, Result, simd, tile};
 
@@ -265,35 +266,32 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: Gradients) 
     let splits = plan.tiles().div_ceil(SPLIT);
     // Fewer blocks than threads: several splits of one block run at once, and merge in order.
     let wave = rayon::current_num_threads().div_ceil(blocks).clamp(1, splits);
-    let done: Vec<Result<Forward>> = (0..blocks)
-        .into_par_iter()
-        .map(|at| {
-            let rows = at * size..((at + 1) * size).min(b);
-            let padded = rows.len().next_multiple_of(SIDE);
-            let load = |of: &crate::Rows<'_>| load_block(of, rows.clone(), padded, width(of));
-            let x = [load(&problem.student.queries), load(&problem.teacher.queries)];
-            let block = Block { rows, padded, x };
-            let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
-            let known = problem.teacher_log_sum_exp.map(|lse| &lse[block.rows.clone()]);
-            let weighted = if gradients.queries { padded * width(&problem.student.keys) } else { 0 };
-            let mut total = Partial::new(problem.direction, block.rows.len(), known, weighted);
-            if splits == 1 {
-                total = sweep(problem, plan, &block, tiles(0), gradients, &mut Scratch::default());
-            }
-            for first in (0..splits).step_by(wave).filter(|_| splits > 1) {
-                let partials: Vec<Partial> = (first..(first + wave).min(splits))
-                    .into_par_iter()
-                    .map_init(Scratch::default, |scratch, split| {
-                        sweep(problem, plan, &block, tiles(split), gradients, scratch)
-                    })
-                    .collect();
-                partials.into_iter().for_each(|partial| total.merge(partial, width(&problem.student.keys)));
-            }
-            let mut found = finish(problem, plan, &block, &total, gradients)?;
-            found.coefficients = total.coefficients;
-            Ok(found)
-        })
-        .collect();
+    let done: Vec<Result<Forward>> = each(blocks, |at| {
+        let rows = at * size..((at + 1) * size).min(b);
+        let padded = rows.len().next_multiple_of(SIDE);
+        let load = |of: &crate::Rows<'_>| load_block(of, rows.clone(), padded, width(of));
+        let x = [load(&problem.student.queries), load(&problem.teacher.queries)];
+        let block = Block { rows, padded, x };
+        let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
+        let known = problem.teacher_log_sum_exp.map(|lse| &lse[block.rows.clone()]);
+        let weighted = if gradients.queries { padded * width(&problem.student.keys) } else { 0 };
+        let mut total = Partial::new(problem.direction, block.rows.len(), known, weighted);
+        if splits == 1 {
+            total = sweep(problem, plan, &block, tiles(0), gradients, &mut Scratch::default());
+        }
+        for first in (0..splits).step_by(wave).filter(|_| splits > 1) {
+            let partials: Vec<Partial> = (first..(first + wave).min(splits))
+                .into_par_iter()
+                .map_init(Scratch::default, |scratch, split| {
+                    sweep(problem, plan, &block, tiles(split), gradients, scratch)
+                })
+                .collect();
+            partials.into_iter().for_each(|partial| total.merge(partial, width(&problem.student.keys)));
+        }
+        let mut found = finish(problem, plan, &block, &total, gradients)?;
+        found.coefficients = total.coefficients;
+        Ok(found)
+    });
     let mut out = Forward::default();
     if gradients.queries {
         out.query_gradients.reserve_exact(b * d);
