@@ -16,7 +16,7 @@ use super::exponentials::exponentials;
 use super::moments::QueryMoments;
 use super::plan::Plan;
 use super::positives::softplus_and_sigmoid;
-use super::targets::{Scratch, load_block, range};
+use super::targets::{Loaded, Scratch, load_block, range};
 use super::{Forward, GRAIN, Problem, STEP, TILE, stride};
 
 /// Rows of a step of `queries` queries, the last ones filled up with zeros.
@@ -115,7 +115,7 @@ impl Pass<'_> {
         let keys = range(t, problem.keys.rows());
         let unit = plan.split.as_ref().zip(Unit::new());
         let stride = stride(problem.keys.rows());
-        let (mut packed, mut x) = (Packed::default(), Vec::new());
+        let (mut packed, mut x, mut plain) = (Packed::default(), Vec::new(), Loaded::default());
         let mut buffers = Buffers::default();
         let tile = scratch.tile(problem, plan, t);
         let (source, columns) = (tile.source(), tile.columns);
@@ -129,15 +129,15 @@ impl Pass<'_> {
             if !forward.products.is_empty() {
                 tile.scores[..forward.products.len()].copy_from_slice(&forward.products);
                 if unit.is_none() {
-                    x = load_block(&problem.queries, rows, padded, width);
+                    plain = load_block(&problem.queries, rows, padded, width);
                 }
             } else if let Some((split, unit)) = &unit {
                 let queries = split.queries(&problem.queries, rows, &mut x);
                 unit.pack(split.scores, queries, padded, &mut packed);
                 unit.scores(split.scores, &packed, (source, columns), scores, tile.buffers);
             } else {
-                x = load_block(&problem.queries, rows, padded, width);
-                tile::scores((padded, columns, width), (&x, width), (tile.keys, tile.stride), scores);
+                plain = load_block(&problem.queries, rows, padded, width);
+                tile::scores((padded, columns, width), plain.view(), (tile.keys, tile.stride), scores);
             }
             for (r, scores) in tile.scores.chunks_exact_mut(stride).take(padded).enumerate() {
                 let scores = &mut scores[..columns];
@@ -160,7 +160,7 @@ impl Pass<'_> {
                 tile::accumulate_transposed(
                     shape,
                     (tile.scores, stride),
-                    (&x, width),
+                    plain.view(),
                     (&mut gradient, width),
                 );
             }

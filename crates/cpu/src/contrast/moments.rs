@@ -66,17 +66,9 @@ fn outer_sums(
             for (row, l) in rows.clone().zip(l.chunks_exact_mut(left_width)) {
                 left(row, l);
             }
-            let block;
-            let (data, stride) =
-                match right.as_f32().filter(|_| rows.len() == padded && right.cols() == width) {
-                    Some(x) => (&x[rows.start * right.stride()..], right.stride()),
-                    None => {
-                        block = load_block(right, rows, padded, width);
-                        (&block[..], width)
-                    }
-                };
+            let block = load_block(right, rows, padded, width);
             let shape = (padded, left_width, width);
-            tile::accumulate_transposed(shape, (&l, left_width), (data, stride), (&mut sum, width));
+            tile::accumulate_transposed(shape, (&l, left_width), block.view(), (&mut sum, width));
         }
         sum
     };

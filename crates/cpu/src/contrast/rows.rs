@@ -14,7 +14,7 @@ use crate::tile::{
 use super::exponentials::{exponential, exponentials, largest};
 use super::plan::{Plan, view_row};
 use super::positives::{Row, Targets};
-use super::targets::{Scratch, load_block, range};
+use super::targets::{Loaded, Scratch, load_block, range};
 use super::{Forward, Problem, SIDE, SPLIT, stride};
 
 /// Rows of one block at most: what keeps the products efficient and the scores inside the second-level cache.
@@ -83,17 +83,17 @@ pub(super) enum Inner<'a> {
 }
 
 /// A block of queries in memory.
-struct Block {
+struct Block<'a> {
     rows: Range<usize>,
     padded: usize,
     /// For plain products.
-    x: Vec<f32>,
+    x: Loaded<'a>,
     /// For split products.
     packed: Packed,
 }
 
-impl Block {
-    fn new(problem: &Problem<'_>, plan: &Plan, rows: Range<usize>) -> Self {
+impl<'a> Block<'a> {
+    fn new(problem: &Problem<'a>, plan: &Plan, rows: Range<usize>) -> Self {
         let queries = &problem.queries;
         let (Some(split), Some(unit)) = (&plan.split, Unit::new()) else {
             let padded = rows.len().next_multiple_of(SIDE);
@@ -103,14 +103,14 @@ impl Block {
         let padded = rows.len().next_multiple_of(SPLIT_SIDE);
         let (mut packed, mut buffer) = (Packed::default(), Vec::new());
         unit.pack(split.scores, split.queries(queries, rows.clone(), &mut buffer), padded, &mut packed);
-        Self { x: Vec::new(), packed, padded, rows }
+        Self { x: Loaded::default(), packed, padded, rows }
     }
 }
 
 fn sweep(
     problem: &Problem<'_>,
     plan: &Plan,
-    block: &Block,
+    block: &Block<'_>,
     tiles: Range<usize>,
     (gradients, inner): (bool, Inner<'_>),
     scratch: &mut Scratch,
@@ -132,7 +132,7 @@ fn sweep(
             unit.scores(split.scores, &block.packed, (source, columns), scores, tile.buffers);
         } else {
             let shape = (block.padded, columns, width);
-            tile::scores(shape, (&block.x, width), (tile.keys, tile.stride), scores);
+            tile::scores(shape, block.x.view(), (tile.keys, tile.stride), scores);
         }
         if matches!(inner, Inner::Kept) {
             partial.kept.extend_from_slice(&tile.scores[..rows * stride]);
@@ -257,7 +257,7 @@ fn finish(
     problem: &Problem<'_>,
     plan: &Plan,
     targets: &Targets,
-    block: &Block,
+    block: &Block<'_>,
     total: &Partial,
     gradients: bool,
 ) -> (Vec<Row>, Vec<f32>) {

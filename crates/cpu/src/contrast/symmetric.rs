@@ -84,7 +84,7 @@ impl Symmetric<'_> {
         let tile = scratch.tile(problem, plan, 0);
         let x = load_block(&problem.queries, 0..b, b.next_multiple_of(GRAIN), plan.width);
         let shape = (b.next_multiple_of(GRAIN), tile.columns, plan.width);
-        tile::scores(shape, (&x, plan.width), (tile.keys, tile.stride), (&mut *tile.scores, stride(n)));
+        tile::scores(shape, x.view(), (tile.keys, tile.stride), (&mut *tile.scores, stride(n)));
         tile.scores[..b * stride(n)].to_vec()
     }
 
@@ -138,7 +138,7 @@ impl Symmetric<'_> {
                 tile::accumulate_transposed(
                     shape,
                     (&of_both[at * of_y..], stride(n)),
-                    (&x, width),
+                    x.view(),
                     (out, width),
                 );
             },

@@ -1,5 +1,6 @@
 //! Tiles of keys as the products read them: in place when they can, else converted and padded with zeros.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::Rows;
@@ -101,11 +102,34 @@ impl Scratch {
     }
 }
 
-/// Queries `range`, converted and padded with zeros to `rows` rows of `width`.
-pub(crate) fn load_block(queries: &Rows<'_>, range: Range<usize>, rows: usize, width: usize) -> Vec<f32> {
-    let mut block = vec![0.0f32; rows * width];
-    for (row, out) in range.zip(block.chunks_exact_mut(width)) {
-        queries.load_row(row, &mut out[..queries.cols()]);
+/// Rows as the products read them.
+#[derive(Default)]
+pub(crate) struct Loaded<'a> {
+    data: Cow<'a, [f32]>,
+    stride: usize,
+}
+
+impl Loaded<'_> {
+    /// The rows and their distance.
+    pub(crate) fn view(&self) -> (&[f32], usize) {
+        (&self.data, self.stride)
     }
-    block
+}
+
+/// Rows `range`: in place when they can be read so, else converted and padded with zeros to `padded` rows of `width`.
+pub(crate) fn load_block<'a>(
+    rows: &Rows<'a>,
+    range: Range<usize>,
+    padded: usize,
+    width: usize,
+) -> Loaded<'a> {
+    let (cols, stride) = (rows.cols(), rows.stride());
+    if let Some(x) = rows.as_f32().filter(|_| range.len() == padded && cols == width) {
+        return Loaded { data: Cow::Borrowed(&x[range.start * stride..]), stride };
+    }
+    let mut block = vec![0.0f32; padded * width];
+    for (row, out) in range.zip(block.chunks_exact_mut(width)) {
+        rows.load_row(row, &mut out[..cols]);
+    }
+    Loaded { data: Cow::Owned(block), stride: width }
 }

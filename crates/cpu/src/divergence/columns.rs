@@ -67,13 +67,13 @@ fn tile_gradients(
                 scaled[..columns].iter_mut().zip(kept).for_each(|(scaled, kept)| *scaled = weight * kept);
             }
             scaled.for_each(|padding| padding.fill(0.0));
-            tile::accumulate_transposed(shape, (of_student, stride), (&x, widths[0]), (gradient, widths[0]));
+            tile::accumulate_transposed(shape, (of_student, stride), x.view(), (gradient, widths[0]));
             continue;
         }
         let u = load_block(&teacher.queries, rows, step, widths[1]);
         let v = plan.tile(&teacher.keys, problem.excluded.valid, t, &mut *v);
-        tile::scores((step, columns, widths[0]), (&x, widths[0]), y, (of_student, stride));
-        tile::scores((step, columns, widths[1]), (&u, widths[1]), v, (of_teacher, stride));
+        tile::scores((step, columns, widths[0]), x.view(), y, (of_student, stride));
+        tile::scores((step, columns, widths[1]), u.view(), v, (of_teacher, stride));
         let pairs = of_student.chunks_exact_mut(stride).zip(of_teacher.chunks_exact_mut(stride));
         for (r, (of_student, of_teacher)) in pairs.enumerate() {
             let (of_student, of_teacher) = (&mut of_student[..columns], &mut of_teacher[..columns]);
@@ -104,7 +104,7 @@ fn tile_gradients(
                 },
             );
         }
-        tile::accumulate_transposed(shape, (of_student, stride), (&x, widths[0]), (gradient, widths[0]));
+        tile::accumulate_transposed(shape, (of_student, stride), x.view(), (gradient, widths[0]));
     }
     for (out, gradient) in out.chunks_exact_mut(d).zip(gradient.chunks_exact(widths[0])) {
         out.copy_from_slice(&gradient[..d]);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::plan::{Plan, range, width};
 use super::{Direction, Forward, OP, Problem};
 use crate::contrast::exponentials::{LANES, exponential, fold, largest};
-use crate::contrast::targets::load_block;
+use crate::contrast::targets::{Loaded, load_block};
 use crate::contrast::{SIDE, SPLIT, columns, stride};
 use crate::parallel::each;
 use crate::screen::Aligned;
@@ -117,10 +117,10 @@ struct Scratch {
 }
 
 /// A block of queries in memory.
-struct Block {
+struct Block<'a> {
     rows: Range<usize>,
     padded: usize,
-    x: [Vec<f32>; 2],
+    x: [Loaded<'a>; 2],
 }
 
 /// Scores of a row's tile into coefficients, in place: forward e^b and e^a, reverse e^b and e^b (b − a), all relative to
@@ -160,7 +160,7 @@ fn coefficients<const REVERSE: bool>(
 fn sweep(
     problem: &Problem<'_>,
     plan: &Plan,
-    block: &Block,
+    block: &Block<'_>,
     tiles: Range<usize>,
     gradients: Gradients,
     scratch: &mut Scratch,
@@ -187,7 +187,7 @@ fn sweep(
             (of_student.reserve(padded * stride), of_teacher.reserve(padded * stride));
         for (side, keys, scores) in [(STUDENT, y, &mut *of_student), (TEACHER, v, &mut *of_teacher)] {
             let shape = (padded, columns, widths[side]);
-            tile::scores(shape, (&block.x[side], widths[side]), keys, (scores, stride));
+            tile::scores(shape, block.x[side].view(), keys, (scores, stride));
         }
         let pairs = of_student.chunks_exact_mut(stride).zip(of_teacher.chunks_exact_mut(stride));
         for (r, (student, teacher)) in pairs.take(rows).enumerate() {
@@ -269,8 +269,8 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: Gradients) 
     let done: Vec<Result<Forward>> = each(blocks, |at| {
         let rows = at * size..((at + 1) * size).min(b);
         let padded = rows.len().next_multiple_of(SIDE);
-        let load = |of: &crate::Rows<'_>| load_block(of, rows.clone(), padded, width(of));
-        let x = [load(&problem.student.queries), load(&problem.teacher.queries)];
+        let x = [&problem.student.queries, &problem.teacher.queries]
+            .map(|of| load_block(of, rows.clone(), padded, width(of)));
         let block = Block { rows, padded, x };
         let tiles = |split: usize| split * SPLIT..((split + 1) * SPLIT).min(plan.tiles());
         let known = problem.teacher_log_sum_exp.map(|lse| &lse[block.rows.clone()]);
@@ -313,7 +313,7 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: Gradients) 
 fn finish(
     problem: &Problem<'_>,
     plan: &Plan,
-    block: &Block,
+    block: &Block<'_>,
     total: &Partial,
     gradients: Gradients,
 ) -> Result<Forward> {
