@@ -89,7 +89,7 @@ pub fn contrast(
 /// `per_row` and `log_sum_exp` are `[B + N]`, the rows of `x` first; `anchors` is the number of counted rows of both.
 /// A `y` that is not valid or not credible is no anchor on its own side either. A learned temperature is one for
 /// all. On a GPU one pass over the scores serves both directions, and one more for the gradient of each side; with
-/// [`Pairs::all`] they are two losses. So they are on the CPU, but for at most 512 rows on each side (and products in `f32`),
+/// [`Pairs::all`] they are two losses. So they are on the CPU, but for at most 512 rows on each side (all valid, products in `f32`),
 /// whose scores are computed once.
 ///
 /// # Errors

@@ -109,6 +109,7 @@ fn matrix(x: Vec<f32>, rows: usize, cols: usize) -> Tensor {
 #[test]
 fn a_partly_filled_bank_is_a_shorter_bank_bit_for_bit() {
     partly_filled_bank(24, 20_000, 1.0);
+    partly_filled_bank(24, 1_100, 5e37);
     partly_filled_bank(130, 9_000, 1.0);
     partly_filled_bank(512, 1_500, 1e25);
 }
@@ -116,7 +117,8 @@ fn a_partly_filled_bank_is_a_shorter_bank_bit_for_bit() {
 /// `stale` is the size of what the free slots hold.
 fn partly_filled_bank(d: usize, capacity: usize, stale: f32) {
     let (b, filled) = (33usize, 700usize);
-    let queries = matrix(data::unit(b, d, 1), b, d);
+    // Products with what is stale leave f32 where that is large.
+    let queries = matrix(data::unit(b, d, 1).iter().map(|x| 8.0 * x).collect(), b, d);
     let mut keys = data::normal(capacity, d, 2);
     keys[filled * d..].iter_mut().for_each(|x| *x *= stale);
     let keys = matrix(keys, capacity, d);

@@ -52,40 +52,28 @@ impl Symmetric<'_> {
         (self.rows.0.queries.rows(), self.columns.0.queries.rows())
     }
 
-    /// Whether there is a way shorter than two losses: at most 512 rows on both sides, whose products are `f32`, and
-    /// positives that are visited one by one.
+    /// Whether there is a way shorter than two losses: at most 512 rows on both sides, all valid and of one weight in the
+    /// denominators, whose products are `f32`, and positives that are visited one by one.
     #[must_use]
     pub fn is_short(&self) -> bool {
         let (b, n) = self.sides();
-        let one_by_one =
-            |(problem, plan): (&Problem<'_>, &Plan)| plan.split.is_none() && !plan.has_moments(problem);
-        b.max(n) <= TILE && one_by_one(self.rows) && one_by_one(self.columns)
+        let simple = |(problem, plan): (&Problem<'_>, &Plan)| {
+            // What is not valid has no products as a key, but has a log-sum-exp of its own as a query.
+            plan.split.is_none() && !plan.has_moments(problem) && plan.bias.is_none()
+        };
+        b.max(n) <= TILE && simple(self.rows) && simple(self.columns)
     }
 
-    /// Every row's loss of both directions.
+    /// Every row's loss of both directions, where [`Symmetric::is_short`].
     #[must_use]
     pub fn forward(&self) -> SymmetricForward {
         let (b, n) = self.sides();
-        let mut of_rows = rows::forward(self.rows.0, self.rows.1, false, Inner::Kept);
-        if of_rows.products.is_empty() {
-            // No key is in any denominator, so that there was nothing to compute.
-            of_rows.products = self.products();
-        }
+        let of_rows = rows::forward(self.rows.0, self.rows.1, false, Inner::Kept);
         let mut given = vec![0.0; n * stride(b)];
         add_transposed(&of_rows.products, (b, n), stride(n), (&mut given, stride(b)));
         let mut of_columns = rows::forward(self.columns.0, self.columns.1, false, Inner::Given(&given));
         of_columns.products = given;
         SymmetricForward { rows: of_rows, columns: of_columns }
-    }
-
-    fn products(&self) -> Vec<f32> {
-        let ((b, n), (problem, plan)) = (self.sides(), self.rows);
-        let mut scratch = Scratch::new(b.next_multiple_of(GRAIN), n);
-        let tile = scratch.tile(problem, plan, 0);
-        let x = load_block(&problem.queries, 0..b, b.next_multiple_of(GRAIN), plan.width);
-        let shape = (b.next_multiple_of(GRAIN), tile.columns, plan.width);
-        tile::scores(shape, x.view(), (tile.keys, tile.stride), (&mut *tile.scores, stride(n)));
-        tile.scores[..b * stride(n)].to_vec()
     }
 
     /// The gradients of Σ_i `of_rows[i]` · L_i + Σ_j `of_columns[j]` · L'_j for x `[B, D]` and y `[N, D]`.

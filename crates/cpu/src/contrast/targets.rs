@@ -59,14 +59,18 @@ impl Scratch {
         let (rows, cols, width) = (range.len(), keys.cols(), plan.width);
         let columns = columns(rows);
         let full = rows == columns;
+        // Slots that are not valid may hold any finite number, whose products may be none: 0 keeps it out.
+        let valid = |j: usize| problem.pairs.valid.is_none_or(|valid| valid[j]);
         let padded = plan.split.is_none();
-        let in_place = keys.as_f32().filter(|_| !padded || (full && cols == width));
+        let whole = || full && cols == width && range.clone().all(valid);
+        let in_place = keys.as_f32().filter(|_| !padded || whole());
         let (data, stride): (&[f32], usize) = match in_place {
             Some(x) => (&x[range.start * keys.stride()..], keys.stride()),
             None => {
                 self.keys.clear();
                 self.keys.resize(columns * width, 0.0); // keeps the padding at zero
-                for (row, out) in range.clone().zip(self.keys.chunks_exact_mut(width)) {
+                let rows = range.clone().zip(self.keys.chunks_exact_mut(width));
+                for (row, out) in rows.filter(|(row, _)| !padded || valid(*row)) {
                     keys.load_row(row, &mut out[..cols]);
                 }
                 (&self.keys, width)
@@ -85,10 +89,9 @@ impl Scratch {
                 Some(&self.bias[..])
             }
         };
-        // Slots that are not valid may hold any finite number: 0 keeps it out of split products.
-        let (factor, valid) = (plan.split.as_ref().map_or(1.0, |split| split.keys), problem.pairs.valid);
+        let factor = plan.split.as_ref().map_or(1.0, |split| split.keys);
         self.factors.clear();
-        self.factors.extend(range.map(|j| if valid.is_none_or(|v| v[j]) { factor } else { 0.0 }));
+        self.factors.extend(range.map(|j| if valid(j) { factor } else { 0.0 }));
         Tile {
             columns,
             keys: data,
