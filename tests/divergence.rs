@@ -256,6 +256,17 @@ fn equal_sides_diverge_by_nothing_and_excluded_keys_are_as_none() {
         let many_y = bits(&many_y);
         assert_eq!(bits(&few_y)[..], many_y[..700 * 24]);
         assert!(many_y[700 * 24..].iter().all(|bits| *bits == 0));
+        // One tile, alone and in a bank of several splits.
+        let few = Case { direction, ..Case::new([20, 300, 24, 24], 3) };
+        let spoilt = Tensor::full(1e30f32, (9_700, 24), &CPU).unwrap();
+        let mut more = few.clone();
+        more.student.1 = Tensor::cat(&[&few.student.1, &spoilt], 0).unwrap();
+        more.teacher.1 = Tensor::cat(&[&few.teacher.1, &spoilt], 0).unwrap();
+        more.valid = Some((0..10_000).map(|j| u8::from(j < 300)).collect());
+        let ((few, few_x, few_y), (many, many_x, many_y)) = (few.everything(), more.everything());
+        assert_eq!(bits(&few.per_row), bits(&many.per_row));
+        assert_eq!(bits(&few_x), bits(&many_x));
+        assert!(bits(&few_y)[..] == bits(&many_y)[..300 * 24]);
         // Ids and the diagonal exclude the same pairs.
         let mut by_id = kept.clone();
         by_id.ids = Some(((0..20).collect(), (0..700).collect()));

@@ -1,7 +1,7 @@
 //! Both directions of a loss on the CPU, where they share their products.
 
 use candle_core::Tensor;
-use consonance_cpu::contrast::{Plan, Symmetric, SymmetricForward};
+use consonance_cpu::contrast::{Plan, Symmetric, SymmetricForward, may_be_short};
 
 use super::data::Data;
 use super::{ContrastOptions, OP, Pairs};
@@ -25,6 +25,9 @@ impl Together {
         options: &ContrastOptions,
     ) -> Result<Option<Self>> {
         let (b, n) = (x.dims()[0], y.dims()[0]);
+        if !may_be_short(b, n, x.dims()[1], options.products) {
+            return Ok(None);
+        }
         let data = [Data::read(pairs[0], b, n)?, Data::read(pairs[1], n, b)?];
         check_cpu(OP, "temperature", temperature)?;
         let temperature = [temperature.detach().flatten_all()?.to_vec1::<f32>()?[0]];

@@ -27,7 +27,7 @@ pub use pace::{Admission, Closeness, Pace};
 pub use pairs::{Affinity, AffinityMap, Normalizer, Options, OtherPositives, Pairs, Products, Rule};
 pub use plan::Plan;
 pub(crate) use plan::view_row;
-pub use symmetric::{Symmetric, SymmetricForward};
+pub use symmetric::{Symmetric, SymmetricForward, may_be_short};
 
 use crate::{Gradients, Result, Rows};
 

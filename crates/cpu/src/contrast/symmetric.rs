@@ -8,7 +8,7 @@ use super::columns::{Buffers, Pass};
 use super::plan::Plan;
 use super::rows::{self, Inner};
 use super::targets::{Scratch, load_block};
-use super::{Forward, GRAIN, Problem, TILE, columns, stride};
+use super::{Forward, GRAIN, Problem, Products, TILE, columns, stride};
 use crate::parallel::each_chunk;
 use crate::tile;
 
@@ -45,6 +45,12 @@ fn add_transposed(x: &[f32], (rows, cols): (usize, usize), from: usize, (out, to
             }
         }
     }
+}
+
+/// Whether `b` and `n` rows of `dim` dimensions may have a way shorter than two losses, before anything is read.
+#[must_use]
+pub fn may_be_short(b: usize, n: usize, dim: usize, products: Products) -> bool {
+    b.max(n) <= TILE && !products.splits(dim)
 }
 
 impl Symmetric<'_> {

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::plan::{Plan, range, width};
 use super::{Direction, Forward, OP, Problem};
 use crate::contrast::exponentials::{LANES, exponential, fold, largest};
@@ -85,6 +83,8 @@ impl Partial {
 
     /// Adds the tiles after these.
     fn merge(&mut self, mut other: Self, width: usize) {
+        // Of the only tile, so of one of both.
+        self.coefficients.append(&mut other.coefficients);
         for r in 0..self.along.len() {
             if other.max[STUDENT][r] == f32::NEG_INFINITY {
                 continue; // no key of this row
@@ -276,16 +276,10 @@ pub(super) fn forward(problem: &Problem<'_>, plan: &Plan, gradients: Gradients) 
         let known = problem.teacher_log_sum_exp.map(|lse| &lse[block.rows.clone()]);
         let weighted = if gradients.queries { padded * width(&problem.student.keys) } else { 0 };
         let mut total = Partial::new(problem.direction, block.rows.len(), known, weighted);
-        if splits == 1 {
-            total = sweep(problem, plan, &block, tiles(0), gradients, &mut Scratch::default());
-        }
-        for first in (0..splits).step_by(wave).filter(|_| splits > 1) {
-            let partials: Vec<Partial> = (first..(first + wave).min(splits))
-                .into_par_iter()
-                .map_init(Scratch::default, |scratch, split| {
-                    sweep(problem, plan, &block, tiles(split), gradients, scratch)
-                })
-                .collect();
+        for first in (0..splits).step_by(wave) {
+            let partials = each(wave.min(splits - first), |at| {
+                sweep(problem, plan, &block, tiles(first + at), gradients, &mut Scratch::default())
+            });
             partials.into_iter().for_each(|partial| total.merge(partial, width(&problem.student.keys)));
         }
         let mut found = finish(problem, plan, &block, &total, gradients)?;
